@@ -1,0 +1,28 @@
+//! The on-disk format of swapfs, and nothing else.
+//!
+//! Everything here works on byte slices: no file is opened, read or written. `FORMAT.md` beside
+//! this crate describes every byte; `tests/format_md.rs` holds the two together.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`superblock`] | the 4 KiB header of an image: layout, encoding, checks |
+//! | [`geometry`] | where in an image the data section and the backup superblock lie |
+//! | [`types`] | the back-end types that exist, and the options each one takes |
+//! | [`options`] | `key=value,...` text into typed values |
+//! | [`fault`] | the value of the `fault=` option |
+//! | [`swap_header`] | the kernel's `SWAPSPACE2` header, page 0 of a volume |
+//! | [`size`] | sizes in human units |
+
+pub mod fault;
+pub mod geometry;
+pub mod options;
+pub mod size;
+pub mod superblock;
+pub mod swap_header;
+pub mod types;
+
+/// Bytes in a slot, and in the one page size that swapfs knows.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// [`PAGE_BYTES`] as a length of a slice.
+pub const PAGE_LEN: usize = 4096;

@@ -1,0 +1,307 @@
+//! `key=value,...` text into typed values, with errors that say what would have been right.
+
+use crate::fault::{self, FaultRule};
+use crate::size;
+use crate::types::TypeSpec;
+use std::fmt;
+
+/// One option of a back-end type.
+#[derive(Debug)]
+pub struct OptionSpec {
+    /// What stands before the `=`.
+    pub key: &'static str,
+    /// What may stand behind it.
+    pub kind: ValueKind,
+    /// The value when the key is not given, as text.
+    pub default: &'static str,
+    /// May a mount override what the superblock says?
+    pub per_mount: bool,
+    /// One line for help texts and man pages.
+    pub help: &'static str,
+}
+
+/// What values an option takes.
+#[derive(Debug, Clone, Copy)]
+pub enum ValueKind {
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// `on` or `off`.
+    Switch,
+    /// A whole number.
+    Integer {
+        /// Least value allowed.
+        min: u64,
+        /// Largest value allowed.
+        max: u64,
+    },
+    /// A whole number, or `auto`.
+    IntegerOrAuto {
+        /// Least value allowed.
+        min: u64,
+        /// Largest value allowed.
+        max: u64,
+    },
+    /// A size in bytes, with K, M, G, T.
+    Size {
+        /// Least size allowed, in bytes.
+        min: u64,
+        /// Largest size allowed, in bytes.
+        max: u64,
+    },
+    /// Rules of the fault filter, see [`crate::fault`].
+    Faults,
+}
+
+/// A value that an option was given.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Of [`ValueKind::Choice`].
+    Choice(&'static str),
+    /// Of [`ValueKind::Switch`].
+    Switch(bool),
+    /// Of [`ValueKind::Integer`] and [`ValueKind::Size`].
+    Integer(u64),
+    /// Of [`ValueKind::IntegerOrAuto`].
+    Auto,
+    /// Of [`ValueKind::Faults`].
+    Faults(Vec<FaultRule>),
+}
+
+/// Why an option text was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OptionError {
+    /// The type has no such option.
+    UnknownKey {
+        /// The key given.
+        key: String,
+        /// The type asked.
+        type_name: &'static str,
+        /// The keys that it has.
+        known: String,
+    },
+    /// The key stands in the text twice.
+    Twice(String),
+    /// No `=` in an entry.
+    NoValue(String),
+    /// The value is not one that the key takes.
+    BadValue {
+        /// The key given.
+        key: String,
+        /// The value given.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// The key is fixed when the image is formatted.
+    FixedAtFormat(String),
+}
+
+impl fmt::Display for OptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OptionError::UnknownKey { key, type_name, known } => {
+                write!(f, "option '{key}': type '{type_name}' has no such option: it has {known}")
+            }
+            OptionError::Twice(key) => write!(f, "option '{key}': given twice"),
+            OptionError::NoValue(entry) => {
+                write!(f, "option '{entry}': no value: write {entry}=VALUE")
+            }
+            OptionError::BadValue { key, value, allowed } => {
+                write!(f, "option '{key}': '{value}' is not allowed: {allowed}")
+            }
+            OptionError::FixedAtFormat(key) => write!(
+                f,
+                "option '{key}': fixed when the image is formatted: a mount can't change it"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for OptionError {}
+
+impl ValueKind {
+    /// Parses one value.
+    ///
+    /// # Errors
+    /// A text that says what is allowed.
+    pub fn parse(&self, text: &str) -> Result<Value, String> {
+        let in_range = |value: u64, min: u64, max: u64| (min..=max).contains(&value);
+        let parsed = match *self {
+            ValueKind::Choice(words) => {
+                words.iter().find(|&&word| word == text).map(|&word| Value::Choice(word))
+            }
+            ValueKind::Switch => match text {
+                "on" => Some(Value::Switch(true)),
+                "off" => Some(Value::Switch(false)),
+                _ => None,
+            },
+            ValueKind::IntegerOrAuto { .. } if text == "auto" => Some(Value::Auto),
+            ValueKind::Integer { min, max } | ValueKind::IntegerOrAuto { min, max } => {
+                text.parse().ok().filter(|&value| in_range(value, min, max)).map(Value::Integer)
+            }
+            ValueKind::Size { min, max } => size::parse(text)
+                .ok()
+                .filter(|&value| in_range(value, min, max))
+                .map(Value::Integer),
+            ValueKind::Faults => return fault::parse(text).map(Value::Faults),
+        };
+        parsed.ok_or_else(|| self.allowed())
+    }
+
+    /// What values are allowed, for messages and help texts.
+    #[must_use]
+    pub fn allowed(&self) -> String {
+        match *self {
+            ValueKind::Choice(words) => format!("one of {}", words.join(", ")),
+            ValueKind::Switch => "on or off".to_owned(),
+            ValueKind::Integer { min, max: u64::MAX } => format!("a whole number from {min}"),
+            ValueKind::Integer { min, max } => format!("a whole number from {min} to {max}"),
+            ValueKind::IntegerOrAuto { min, max } => {
+                format!("auto, or a whole number from {min} to {max}")
+            }
+            ValueKind::Size { min, max } => {
+                format!("a size from {} to {}", size::human(min), size::human(max))
+            }
+            ValueKind::Faults => fault::ALLOWED.to_owned(),
+        }
+    }
+}
+
+/// The options of one type that a text sets, in its order.
+#[derive(Debug, Clone)]
+pub struct OptionSet {
+    spec: &'static TypeSpec,
+    given: Vec<(&'static OptionSpec, Value)>,
+}
+
+impl OptionSet {
+    /// Parses `key=value,...`; an empty text sets nothing.
+    ///
+    /// # Errors
+    /// An unknown key, a key given twice, or a value that the key does not take.
+    pub fn parse(spec: &'static TypeSpec, text: &str) -> Result<OptionSet, OptionError> {
+        let mut given: Vec<(&'static OptionSpec, Value)> = Vec::new();
+        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let (key, value) = entry.split_once('=').ok_or_else(|| match spec.option(entry) {
+                Some(_) => OptionError::NoValue(entry.to_owned()),
+                None => unknown_key(spec, entry),
+            })?;
+            let option = spec.option(key).ok_or_else(|| unknown_key(spec, key))?;
+            if given.iter().any(|(other, _)| other.key == key) {
+                return Err(OptionError::Twice(key.to_owned()));
+            }
+            let parsed = option.kind.parse(value).map_err(|allowed| OptionError::BadValue {
+                key: key.to_owned(),
+                value: value.to_owned(),
+                allowed,
+            })?;
+            given.push((option, parsed));
+        }
+        Ok(OptionSet { spec, given })
+    }
+
+    /// These options, with those that `other` sets put over them.
+    ///
+    /// # Errors
+    /// If `other` changes one that a mount can't override.
+    pub fn overridden(&self, other: &OptionSet) -> Result<OptionSet, OptionError> {
+        let mut merged = self.clone();
+        for (option, value) in &other.given {
+            if !option.per_mount && self.value(option.key) != *value {
+                return Err(OptionError::FixedAtFormat(option.key.to_owned()));
+            }
+            merged.given.retain(|(kept, _)| kept.key != option.key);
+            merged.given.push((option, value.clone()));
+        }
+        Ok(merged)
+    }
+
+    /// The value of `key`, given or default.
+    ///
+    /// # Panics
+    /// If the type has no such option: the caller names a key of its own specification.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Value {
+        if let Some((_, value)) = self.given.iter().find(|(option, _)| option.key == key) {
+            return value.clone();
+        }
+        let option = self.spec.option(key);
+        let default = option.and_then(|option| option.kind.parse(option.default).ok());
+        default.unwrap_or_else(|| panic!("type {} has no usable option {key}", self.spec.name))
+    }
+
+    pub(crate) fn choice(&self, key: &str) -> &'static str {
+        match self.value(key) {
+            Value::Choice(word) => word,
+            other => panic!("option {key} is no choice: {other:?}"),
+        }
+    }
+
+    pub(crate) fn switch(&self, key: &str) -> bool {
+        self.value(key) == Value::Switch(true)
+    }
+
+    /// `None` for `auto`.
+    pub(crate) fn integer(&self, key: &str) -> Option<u64> {
+        match self.value(key) {
+            Value::Integer(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn faults(&self, key: &str) -> Vec<FaultRule> {
+        match self.value(key) {
+            Value::Faults(rules) => rules,
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn unknown_key(spec: &'static TypeSpec, key: &str) -> OptionError {
+    OptionError::UnknownKey {
+        key: key.to_owned(),
+        type_name: spec.name,
+        known: spec.option_specs().map(|option| option.key).collect::<Vec<_>>().join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LINEAR;
+    use proptest::prelude::*;
+
+    #[test]
+    fn errors_name_key_value_and_what_is_allowed() {
+        let message = |text: &str| OptionSet::parse(&LINEAR, text).unwrap_err().to_string();
+        assert_eq!(
+            message("engine=fast"),
+            "option 'engine': 'fast' is not allowed: one of sync, uring"
+        );
+        assert_eq!(
+            message("threads=0"),
+            "option 'threads': '0' is not allowed: auto, or a whole number from 1 to 64"
+        );
+        assert!(message("colour=red").starts_with(
+            "option 'colour': type 'linear' has no such option: it has engine, checksum, discard,"
+        ));
+        assert_eq!(message("checksum=on,checksum=off"), "option 'checksum': given twice");
+        assert_eq!(message("checksum"), "option 'checksum': no value: write checksum=VALUE");
+        assert!(message("colour").contains("has no such option"));
+    }
+
+    #[test]
+    fn defaults_hold_until_they_are_set() {
+        let set = OptionSet::parse(&LINEAR, "engine=sync").unwrap();
+        assert_eq!(set.choice("engine"), "sync");
+        assert!(set.switch("checksum"));
+        assert_eq!(set.integer("threads"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,200}") {
+            let _ = OptionSet::parse(&LINEAR, &text);
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The back-end types that exist, and the options that each one takes.
+//!
+//! A new type is one [`TypeSpec`] here, one typed struct for its options, and one folder in
+//! `swapfsd/src/backend/`.
+
+use crate::fault::FaultPlan;
+use crate::options::{OptionError, OptionSet, OptionSpec, ValueKind};
+use std::time::Duration;
+
+/// A back-end type as the superblock names it.
+#[derive(Debug)]
+pub struct TypeSpec {
+    /// The name in the superblock and behind `mkswapfs -t`.
+    pub name: &'static str,
+    /// One line for help texts.
+    pub summary: &'static str,
+    /// The image holds only superblocks; pages live elsewhere.
+    pub ghost: bool,
+    /// The type's own options, without [`COMMON_OPTIONS`].
+    pub options: &'static [OptionSpec],
+}
+
+/// Options that every type takes.
+pub const COMMON_OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        key: "threads",
+        kind: ValueKind::IntegerOrAuto { min: 1, max: 64 },
+        default: "auto",
+        per_mount: true,
+        help: "threads that serve FUSE requests; auto: what the engine does best with",
+    },
+    OptionSpec {
+        key: "fault",
+        kind: ValueKind::Faults,
+        default: "",
+        per_mount: true,
+        help: "for tests: fail operations on purpose, as OP:ERRNO:RATE joined by +",
+    },
+    OptionSpec {
+        key: "fault-seed",
+        kind: ValueKind::Integer { min: 0, max: u64::MAX },
+        default: "1",
+        per_mount: true,
+        help: "seed of the fault filter: the same seed fails the same operations",
+    },
+    OptionSpec {
+        key: "delay",
+        kind: ValueKind::Integer { min: 0, max: 60_000_000 },
+        default: "0",
+        per_mount: true,
+        help: "for tests: microseconds that every read and write waits before it starts",
+    },
+];
+
+/// Slots in place in the image's data section.
+pub const LINEAR: TypeSpec = TypeSpec {
+    name: "linear",
+    summary: "pages in place in the image, a file or block device",
+    ghost: false,
+    options: &[
+        OptionSpec {
+            key: "engine",
+            kind: ValueKind::Choice(&["sync", "uring"]),
+            default: "uring",
+            per_mount: true,
+            help: "how the image is read and written: pread/pwrite, or io_uring with many in flight",
+        },
+        OptionSpec {
+            key: "checksum",
+            kind: ValueKind::Switch,
+            default: "on",
+            per_mount: true,
+            help: "keep a CRC-32 of every slot in memory (4 bytes a slot) and test it on every read",
+        },
+        OptionSpec {
+            key: "discard",
+            kind: ValueKind::Switch,
+            default: "on",
+            per_mount: true,
+            help: "hand discards on: punch holes in a file, discard on a block device",
+        },
+    ],
+};
+
+/// Pages as they are in the daemon's memory.
+pub const RAM: TypeSpec = TypeSpec {
+    name: "ram",
+    summary: "pages uncompressed in the daemon's locked memory (for tests and measurements)",
+    ghost: true,
+    options: &[],
+};
+
+/// Every type there is, the default one first.
+pub const TYPES: &[&TypeSpec] = &[&LINEAR, &RAM];
+
+/// Finds a type by its name in the superblock.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static TypeSpec> {
+    TYPES.iter().copied().find(|spec| spec.name == name)
+}
+
+/// The names of all types, for messages.
+#[must_use]
+pub fn known_names() -> String {
+    TYPES.iter().map(|spec| spec.name).collect::<Vec<_>>().join(", ")
+}
+
+/// How `linear` does its I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinearEngine {
+    /// One thread, one pread or pwrite.
+    Sync,
+    /// io_uring: requests of all threads in flight together.
+    Uring,
+}
+
+/// The options of `linear`, typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinearOptions {
+    /// `engine=`
+    pub engine: LinearEngine,
+    /// `checksum=`
+    pub checksum: bool,
+    /// `discard=`
+    pub discard: bool,
+}
+
+/// The options that every type has, typed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommonOptions {
+    /// `threads=`; `None`: the daemon chooses.
+    pub threads: Option<u32>,
+    /// `fault=` and `fault-seed=`
+    pub faults: FaultPlan,
+    /// `delay=`
+    pub delay: Duration,
+}
+
+/// The options of the type itself.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BackendOptions {
+    /// For [`LINEAR`].
+    Linear(LinearOptions),
+    /// For [`RAM`].
+    Ram,
+}
+
+/// All options of one volume.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TypedOptions {
+    /// What every type has.
+    pub common: CommonOptions,
+    /// What this type has.
+    pub backend: BackendOptions,
+}
+
+impl TypeSpec {
+    /// The specification of option `key`, own or common.
+    #[must_use]
+    pub fn option(&self, key: &str) -> Option<&'static OptionSpec> {
+        let own: &'static [OptionSpec] = self.options;
+        own.iter().chain(COMMON_OPTIONS).find(|spec| spec.key == key)
+    }
+
+    /// All option keys, the type's own first.
+    pub fn option_specs(&self) -> impl Iterator<Item = &'static OptionSpec> {
+        let own: &'static [OptionSpec] = self.options;
+        own.iter().chain(COMMON_OPTIONS)
+    }
+
+    /// Parses the option text of a superblock (or of `mkswapfs -o`) into typed values.
+    ///
+    /// # Errors
+    /// An unknown key, a key given twice, or a value that the key does not take.
+    pub fn parse_options(&'static self, text: &str) -> Result<TypedOptions, OptionError> {
+        Ok(self.typed(&OptionSet::parse(self, text)?))
+    }
+
+    /// The options of one mount: the superblock's text, overridden by the mount's own text.
+    ///
+    /// # Errors
+    /// As for [`TypeSpec::parse_options`], and for a key that is fixed at format time.
+    pub fn mount_options(
+        &'static self,
+        header: &str,
+        mount: &str,
+    ) -> Result<TypedOptions, OptionError> {
+        let header = OptionSet::parse(self, header)?;
+        Ok(self.typed(&header.overridden(&OptionSet::parse(self, mount)?)?))
+    }
+
+    fn typed(&self, set: &OptionSet) -> TypedOptions {
+        let common = CommonOptions {
+            threads: set.integer("threads").map(|count| count as u32),
+            faults: FaultPlan {
+                rules: set.faults("fault"),
+                seed: set.integer("fault-seed").unwrap_or(1),
+            },
+            delay: Duration::from_micros(set.integer("delay").unwrap_or(0)),
+        };
+        let backend = if self.name == LINEAR.name {
+            BackendOptions::Linear(LinearOptions {
+                engine: if set.choice("engine") == "sync" {
+                    LinearEngine::Sync
+                } else {
+                    LinearEngine::Uring
+                },
+                checksum: set.switch("checksum"),
+                discard: set.switch("discard"),
+            })
+        } else {
+            BackendOptions::Ram
+        };
+        TypedOptions { common, backend }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_value_that_the_option_takes() {
+        for spec in TYPES {
+            for option in spec.option_specs() {
+                assert!(option.kind.parse(option.default).is_ok(), "{} {}", spec.name, option.key);
+            }
+            assert!(spec.parse_options("").is_ok());
+            assert!(spec.name.len() <= crate::superblock::TYPE_NAME_LEN);
+        }
+    }
+
+    #[test]
+    fn a_mount_overrides_the_header() {
+        let options =
+            LINEAR.mount_options("engine=sync,checksum=off", "engine=uring,threads=3").unwrap();
+        assert_eq!(
+            options.backend,
+            BackendOptions::Linear(LinearOptions {
+                engine: LinearEngine::Uring,
+                checksum: false,
+                discard: true
+            })
+        );
+        assert_eq!(options.common.threads, Some(3));
+    }
+}
