@@ -1,0 +1,1 @@
+"""What tests/bench/run and tests/bench/floor-explore share."""
