@@ -1,1 +1,23 @@
-//! (being built)
+//! The swapfs daemon: volumes, back ends, filters, and the FUSE adapter.
+//!
+//! The way of a page, from the kernel inwards:
+//!
+//! ```text
+//! loop device -> MNT/swapfile -> fuse::Adapter -> volume::Volume -> [filter] -> backend
+//! ```
+//!
+//! Everything below [`fuse`] runs without FUSE: tests, benchmarks and tools drive
+//! [`volume::Volume`] directly. `swapfsd/README.md` is the architecture page.
+
+pub mod backend;
+pub mod buffer;
+pub mod daemon;
+pub mod error;
+pub mod filter;
+pub mod fuse;
+pub mod image;
+pub mod logging;
+pub mod protect;
+pub mod stats;
+pub mod sys;
+pub mod volume;

@@ -1,1 +1,6 @@
-//! (being built)
+//! What the end-to-end tests and the measurements share.
+// Tests may panic: that is how they fail.
+#![allow(clippy::unwrap_used)]
+
+pub mod conformance;
+pub mod rng;

@@ -1,0 +1,101 @@
+//! From a superblock to the back end that it names, with its filters in front.
+
+use super::Backend;
+use super::linear::Linear;
+use super::ram::Ram;
+use crate::buffer::BufferPool;
+use crate::filter::{Delay, Fault};
+use crate::image::{Image, ImageError};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use swapfs_format::superblock::Superblock;
+use swapfs_format::types::{BackendOptions, LinearEngine, TypedOptions};
+
+/// Why a back end could not be started.
+#[derive(Debug)]
+pub enum BuildError {
+    /// The image can't be opened as the back end needs it.
+    Image(ImageError),
+    /// A system call failed; the text says what it was for.
+    System(&'static str, io::Error),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BuildError::Image(error) => error.fmt(f),
+            BuildError::System(what, error) => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+/// How many threads and buffers serve a volume well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// Threads that read FUSE requests.
+    pub threads: u32,
+    /// Buffers of 32 KiB.
+    pub small_buffers: u32,
+    /// Buffers of 1 MiB.
+    pub large_buffers: u32,
+}
+
+/// What `options` ask for, or what was measured to do best (tests/bench/RESULTS.md).
+///
+/// A synchronous engine needs a thread for each request in the device, and two buffers for each
+/// thread at most; io_uring needs few threads, and buffers for what is in flight.
+#[must_use]
+pub fn resources(options: &TypedOptions) -> Resources {
+    let asynchronous = matches!(
+        &options.backend,
+        BackendOptions::Linear(linear) if linear.engine == LinearEngine::Uring
+    );
+    let in_memory = options.backend == BackendOptions::Ram;
+    let automatic = if in_memory || asynchronous { 2 } else { 8 };
+    let threads = options.common.threads.unwrap_or(automatic);
+    if asynchronous {
+        Resources { threads, small_buffers: 128 + threads, large_buffers: 12 }
+    } else {
+        Resources { threads, small_buffers: 2 * threads + 2, large_buffers: threads + 2 }
+    }
+}
+
+/// Opens the back end that `superblock` names.
+///
+/// # Errors
+/// What kept it from starting.
+pub fn build(
+    image: &Image,
+    superblock: &Superblock,
+    options: &TypedOptions,
+    buffers: &BufferPool,
+) -> Result<Arc<dyn Backend>, BuildError> {
+    let mut backend: Arc<dyn Backend> = match &options.backend {
+        BackendOptions::Linear(linear) => {
+            let file = image.open_direct().map_err(BuildError::Image)?;
+            let what = match linear.engine {
+                LinearEngine::Uring => {
+                    "io_uring can't be set up (is it forbidden? see kernel.io_uring_disabled; \
+                     'engine=sync' does without)"
+                }
+                LinearEngine::Sync => "memory for the checksums",
+            };
+            let linear = Linear::new(file, superblock, linear, buffers.clone());
+            Arc::new(linear.map_err(|error| BuildError::System(what, error))?)
+        }
+        BackendOptions::Ram => {
+            let ram = Ram::new(superblock.slot_count);
+            Arc::new(ram.map_err(|error| BuildError::System("memory for the pages", error))?)
+        }
+    };
+    if !options.common.delay.is_zero() {
+        backend = Arc::new(Delay::new(backend, options.common.delay));
+    }
+    if !options.common.faults.rules.is_empty() {
+        backend = Arc::new(Fault::new(backend, options.common.faults.clone()));
+    }
+    Ok(backend)
+}

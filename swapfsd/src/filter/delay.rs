@@ -1,0 +1,50 @@
+//! `delay=`: makes every read and write wait before it starts, like a slow device.
+//!
+//! It has no asynchronous side: a thread that sleeps stands for a request in the device.
+
+use crate::backend::{AtStart, Backend};
+use crate::error::Result;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The filter.
+pub struct Delay {
+    inner: Arc<dyn Backend>,
+    delay: Duration,
+}
+
+impl Delay {
+    /// Makes each read and write of `inner` take at least `delay`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Backend>, delay: Duration) -> Delay {
+        Delay { inner, delay }
+    }
+}
+
+impl Backend for Delay {
+    fn read(&self, first: u64, pages: &mut [u8]) -> Result<()> {
+        std::thread::sleep(self.delay);
+        self.inner.read(first, pages)
+    }
+
+    fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
+        std::thread::sleep(self.delay);
+        self.inner.write(first, pages)
+    }
+
+    fn discard(&self, first: u64, count: u64) -> Result<()> {
+        self.inner.discard(first, count)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    fn at_start(&self) -> AtStart {
+        self.inner.at_start()
+    }
+
+    fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {
+        self.inner.statistics(report);
+    }
+}

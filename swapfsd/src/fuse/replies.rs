@@ -1,0 +1,77 @@
+//! Replies that are owed: where the answer of a request waits while its back end works on it.
+
+use super::errno::errno_of;
+use crate::backend::CompletionSink;
+use crate::buffer::PageBuffer;
+use crate::error::Result;
+use fuser::{ReplyData, ReplyWrite};
+use log::warn;
+use parking_lot::{Condvar, Mutex};
+
+/// Replies owed at most; more than the kernel has in flight.
+const CAPACITY: usize = 512;
+
+/// A reply that the kernel waits for.
+pub(super) enum Owed {
+    Data(ReplyData),
+    /// And the bytes that were to be written.
+    Written(ReplyWrite, u32),
+}
+
+struct State {
+    owed: Vec<Option<Owed>>,
+    free: Vec<u32>,
+}
+
+/// The table.
+pub(super) struct Replies {
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+impl Replies {
+    pub(super) fn new() -> Replies {
+        let owed = (0..CAPACITY).map(|_| None).collect();
+        let free = (0..CAPACITY as u32).rev().collect();
+        Replies { state: Mutex::new(State { owed, free }), freed: Condvar::new() }
+    }
+
+    /// Keeps a reply until its token is completed.
+    pub(super) fn keep(&self, reply: Owed) -> u64 {
+        let mut state = self.state.lock();
+        let token = loop {
+            match state.free.pop() {
+                Some(token) => break token,
+                None => self.freed.wait(&mut state),
+            }
+        };
+        state.owed[token as usize] = Some(reply);
+        u64::from(token)
+    }
+}
+
+impl CompletionSink for Replies {
+    fn complete(&self, token: u64, result: Result<PageBuffer>) {
+        let mut state = self.state.lock();
+        let Some(owed) = state.owed.get_mut(token as usize).and_then(Option::take) else { return };
+        state.free.push(token as u32);
+        drop(state);
+        self.freed.notify_one();
+        match owed {
+            Owed::Data(reply) => match &result {
+                Ok(buffer) => reply.data(buffer),
+                Err(error) => {
+                    warn!("{error}");
+                    reply.error(errno_of(error));
+                }
+            },
+            Owed::Written(reply, bytes) => match &result {
+                Ok(_) => reply.written(bytes),
+                Err(error) => {
+                    warn!("{error}");
+                    reply.error(errno_of(error));
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `stats.json` and `metrics`: made when they are opened, like files of /proc.
+//!
+//! Each open file has a snapshot in memory that is there from the start; with all in use, one
+//! more open is refused rather than memory asked for.
+
+use crate::stats::json::{Identity, Report};
+use crate::volume::Volume;
+use parking_lot::Mutex;
+
+/// Files that can be open at once.
+const MAX_OPEN: usize = 8;
+/// Room for one snapshot. Both texts take about 8 KiB.
+const SNAPSHOT_BYTES: usize = 64 << 10;
+
+/// Which text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StatusFile {
+    Json,
+    Metrics,
+}
+
+struct Snapshot {
+    used: bool,
+    len: usize,
+    text: Vec<u8>,
+}
+
+/// The snapshots.
+pub(super) struct StatusFiles {
+    snapshots: Mutex<Vec<Snapshot>>,
+}
+
+impl StatusFiles {
+    pub(super) fn new() -> StatusFiles {
+        // Not zeros, so that the memory is touched now.
+        let snapshot = || Snapshot { used: false, len: 0, text: vec![b' '; SNAPSHOT_BYTES] };
+        StatusFiles { snapshots: Mutex::new((0..MAX_OPEN).map(|_| snapshot()).collect()) }
+    }
+
+    /// Takes a snapshot; `None` if too many are open.
+    pub(super) fn open(
+        &self,
+        file: StatusFile,
+        identity: &Identity,
+        volume: &Volume,
+    ) -> Option<u64> {
+        let mut snapshots = self.snapshots.lock();
+        let handle = snapshots.iter().position(|snapshot| !snapshot.used)?;
+        let snapshot = &mut snapshots[handle];
+        let report = Report::new(identity, volume);
+        snapshot.len = match file {
+            StatusFile::Json => report.render_json(&mut snapshot.text),
+            StatusFile::Metrics => report.render_metrics(&mut snapshot.text),
+        };
+        snapshot.used = true;
+        Some(handle as u64)
+    }
+
+    /// Hands the bytes of a range to `reply`.
+    pub(super) fn read<T>(
+        &self,
+        handle: u64,
+        offset: u64,
+        size: usize,
+        reply: impl FnOnce(&[u8]) -> T,
+    ) -> T {
+        let snapshots = self.snapshots.lock();
+        let text = snapshots
+            .get(handle as usize)
+            .map_or(&[][..], |snapshot| &snapshot.text[..snapshot.len]);
+        let start = text.len().min(offset as usize);
+        let end = text.len().min(start + size);
+        reply(&text[start..end])
+    }
+
+    pub(super) fn release(&self, handle: u64) {
+        if let Some(snapshot) = self.snapshots.lock().get_mut(handle as usize) {
+            snapshot.used = false;
+        }
+    }
+}

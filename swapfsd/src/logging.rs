@@ -1,0 +1,180 @@
+//! Logging that never makes the I/O path wait: promise 3.
+//!
+//! A line is formatted into a fixed place of a bounded queue; a thread of its own writes it out
+//! (standard error may be a pipe to a process that is swapped out). When the queue is full the
+//! line is dropped and counted. In the foreground env_logger writes the lines, and decides by
+//! `SWAPFSD_LOG` which ones; in the background they go to the kernel's log, where the kernel's
+//! own messages about swap are.
+
+use log::{LevelFilter, Log, Metadata, Record};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const QUEUE_LINES: usize = 256;
+const LINE_BYTES: usize = 480;
+
+static LOGGER: OnceLock<QueueLogger> = OnceLock::new();
+
+/// Where lines go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Standard error, by env_logger.
+    StandardError,
+    /// `/dev/kmsg`.
+    KernelLog,
+}
+
+struct Line {
+    level: log::Level,
+    len: usize,
+    bytes: [u8; LINE_BYTES],
+}
+
+impl Line {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes[..self.len]).into_owned()
+    }
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let len = text.len().min(LINE_BYTES - self.len);
+        self.bytes[self.len..][..len].copy_from_slice(&text.as_bytes()[..len]);
+        self.len += len;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    lines: VecDeque<Line>,
+    /// The writer has taken lines and not yet written them.
+    writing: bool,
+}
+
+struct QueueLogger {
+    filter: env_logger::Logger,
+    target: LogTarget,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    drained: Condvar,
+    dropped: AtomicU64,
+}
+
+impl Log for QueueLogger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.filter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.filter.matches(record) {
+            return;
+        }
+        let mut line = Line { level: record.level(), len: 0, bytes: [0; LINE_BYTES] };
+        let _ = line.write_fmt(*record.args());
+        let mut queue = self.queue.lock();
+        if queue.lines.len() == QUEUE_LINES {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        queue.lines.push_back(line);
+        drop(queue);
+        self.changed.notify_all();
+    }
+
+    fn flush(&self) {
+        let mut queue = self.queue.lock();
+        while queue.writing || !queue.lines.is_empty() {
+            self.drained.wait(&mut queue);
+        }
+    }
+}
+
+/// Starts logging to `target`. A second call changes nothing.
+pub fn start(target: LogTarget) {
+    let logger = LOGGER.get_or_init(|| QueueLogger {
+        filter: env_logger::Builder::from_env(
+            env_logger::Env::default().filter_or("SWAPFSD_LOG", "info"),
+        )
+        .build(),
+        target,
+        queue: Mutex::new(Queue { lines: VecDeque::with_capacity(QUEUE_LINES), writing: false }),
+        changed: Condvar::new(),
+        drained: Condvar::new(),
+        dropped: AtomicU64::new(0),
+    });
+    if log::set_logger(logger).is_err() {
+        return;
+    }
+    log::set_max_level(logger.filter.filter());
+    let writer =
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_out(logger));
+    if let Err(error) = writer {
+        eprintln!("swapfsd: no thread for the log: {error}");
+        log::set_max_level(LevelFilter::Off);
+    }
+}
+
+/// Waits until everything logged so far is written.
+pub fn flush() {
+    if let Some(logger) = LOGGER.get() {
+        logger.flush();
+    }
+}
+
+/// Lines that found the queue full.
+#[must_use]
+pub fn lines_dropped() -> u64 {
+    LOGGER.get().map_or(0, |logger| logger.dropped.load(Ordering::Relaxed))
+}
+
+fn write_out(logger: &'static QueueLogger) {
+    let mut kernel_log = match logger.target {
+        LogTarget::KernelLog => File::options().write(true).open("/dev/kmsg").ok(),
+        LogTarget::StandardError => None,
+    };
+    loop {
+        let mut queue = logger.queue.lock();
+        queue.writing = false;
+        let line = loop {
+            match queue.lines.pop_front() {
+                Some(line) => break line,
+                None => {
+                    logger.drained.notify_all();
+                    logger.changed.wait(&mut queue);
+                }
+            }
+        };
+        queue.writing = true;
+        drop(queue);
+        match &mut kernel_log {
+            // The kernel takes one message for each write.
+            Some(file) => {
+                let priority = match line.level {
+                    log::Level::Error => 3,
+                    log::Level::Warn => 4,
+                    log::Level::Info => 6,
+                    _ => 7,
+                };
+                let text =
+                    format!("<{priority}>swapfsd[{}]: {}\n", std::process::id(), line.text());
+                drop(file.write_all(text.as_bytes()));
+            }
+            None => {
+                let text = line.text();
+                logger.filter.log(
+                    &Record::builder()
+                        .level(line.level)
+                        .target("swapfsd")
+                        .args(format_args!("{text}"))
+                        .build(),
+                );
+            }
+        }
+    }
+}

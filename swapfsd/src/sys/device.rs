@@ -1,0 +1,45 @@
+//! What a file or block device is: size, lock, kind of file system.
+
+use super::check;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// `BLKGETSIZE64` of linux/fs.h: `_IOR(0x12, 114, size_t)`.
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+/// Bytes of a block device.
+///
+/// # Errors
+/// What the ioctl answers; `ENOTTY` if it is no block device.
+pub fn block_device_bytes(file: &File) -> io::Result<u64> {
+    let mut bytes = 0u64;
+    // SAFETY: the ioctl writes one u64 to the address given.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut bytes) })?;
+    Ok(bytes)
+}
+
+/// Takes the lock that everybody who changes an image takes; it ends with the descriptor.
+///
+/// # Errors
+/// `EWOULDBLOCK` if somebody has it.
+pub fn lock_exclusively(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
+}
+
+/// The file lies on a file system in memory whose pages are swapped out themselves.
+#[must_use]
+pub fn is_on_tmpfs(file: &File) -> bool {
+    /// Of linux/magic.h; libc has no name for it.
+    const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6_u32 as libc::__fsword_t;
+    let mut statistics = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the call fills the structure given, if it succeeds.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), statistics.as_mut_ptr()) };
+    if result != 0 {
+        return false;
+    }
+    // SAFETY: filled by the call, which succeeded.
+    let kind = unsafe { statistics.assume_init() }.f_type;
+    kind == libc::TMPFS_MAGIC || kind == RAMFS_MAGIC
+}

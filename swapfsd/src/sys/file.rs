@@ -1,0 +1,96 @@
+//! Positioned reads and writes that never come back short, and discards.
+
+use super::errno;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+/// What a discard leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discarded {
+    /// The space was given back; the range reads as zeros.
+    Yes,
+    /// The file or device can't do it; nothing was changed.
+    Unsupported,
+}
+
+/// Reads all of `buffer` at `offset`. An end of file before that is `EIO`: the image was
+/// truncated under us.
+///
+/// # Errors
+/// The errno of the failed call.
+pub fn read_all_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> Result<(), i32> {
+    while !buffer.is_empty() {
+        // SAFETY: the pointer and length are those of a live, writable slice.
+        let count = unsafe {
+            libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset as i64)
+        };
+        match count {
+            0 => return Err(libc::EIO),
+            count if count > 0 => {
+                buffer = &mut buffer[count as usize..];
+                offset += count as u64;
+            }
+            _ => match errno() {
+                libc::EINTR => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `buffer` at `offset`.
+///
+/// # Errors
+/// The errno of the failed call; the range then holds old or new bytes.
+pub fn write_all_at(file: &File, mut buffer: &[u8], mut offset: u64) -> Result<(), i32> {
+    while !buffer.is_empty() {
+        // SAFETY: the pointer and length are those of a live slice.
+        let count = unsafe {
+            libc::pwrite(file.as_raw_fd(), buffer.as_ptr().cast(), buffer.len(), offset as i64)
+        };
+        match count {
+            0 => return Err(libc::EIO),
+            count if count > 0 => {
+                buffer = &buffer[count as usize..];
+                offset += count as u64;
+            }
+            _ => match errno() {
+                libc::EINTR => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Gives the space of a range back; it reads as zeros afterwards. For a block device the kernel
+/// turns this into a write of zeros that may unmap, and only if the device does that by itself.
+///
+/// # Errors
+/// The errno of the failed call.
+pub fn punch_hole(file: &File, offset: u64, length: u64) -> Result<Discarded, i32> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    loop {
+        // SAFETY: no memory is passed.
+        let result =
+            unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as i64, length as i64) };
+        if result == 0 {
+            return Ok(Discarded::Yes);
+        }
+        match errno() {
+            libc::EINTR => {}
+            libc::EOPNOTSUPP | libc::ENOSYS => return Ok(Discarded::Unsupported),
+            error => return Err(error),
+        }
+    }
+}
+
+/// Makes everything written durable.
+///
+/// # Errors
+/// The errno of the failed call.
+pub fn sync_data(file: &File) -> Result<(), i32> {
+    // SAFETY: no memory is passed.
+    if unsafe { libc::fdatasync(file.as_raw_fd()) } == 0 { Ok(()) } else { Err(errno()) }
+}

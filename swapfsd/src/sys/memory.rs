@@ -1,0 +1,183 @@
+//! Memory that is mapped, populated and locked before the I/O path needs it.
+
+use super::{check, errno};
+use std::fs;
+use std::io;
+use std::ptr::NonNull;
+
+/// Mappings of our own above this size are populated by whoever made them, in the part that is
+/// used (fuser's read buffers are 16 MiB, of which 1 MiB is ever touched).
+const POPULATE_LIMIT_BYTES: usize = 8 << 20;
+
+/// An anonymous mapping, page-aligned, zeroed; unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is plain memory, owned by this value; access to it is by the methods below,
+// whose callers say why they do not race.
+unsafe impl Send for Mapping {}
+// SAFETY: as for Send.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes; with `populate`, every page is there before this returns.
+    ///
+    /// # Errors
+    /// What mmap(2) answers, `ENOMEM` first of all.
+    pub fn new(len: usize, populate: bool) -> io::Result<Mapping> {
+        let populate = if populate { libc::MAP_POPULATE } else { 0 };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | populate;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new anonymous mapping at an address that the kernel chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { start, len })
+    }
+
+    /// First byte.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A mapping of no bytes does not exist.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Gives the pages of a range back to the system; they read as zeros.
+    ///
+    /// # Errors
+    /// What madvise(2) answers.
+    pub fn release(&self, offset: usize, len: usize) -> io::Result<()> {
+        assert!(offset + len <= self.len);
+        // SAFETY: the range lies inside this mapping, which is private and anonymous.
+        let start = unsafe { self.start.as_ptr().add(offset) };
+        // SAFETY: as above; the pages then read as zeros, which callers expect.
+        check(unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) }).map(drop)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: start and len are those of the mapping that `new` made; nobody has it after us.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Locks everything that is mapped now or later, each page once it is first touched.
+///
+/// On-fault, because a table for an empty 1 TiB volume must cost nothing; what the I/O path uses
+/// is touched beforehand by [`populate_own_memory`].
+///
+/// # Errors
+/// `EPERM` without CAP_IPC_LOCK, `ENOMEM` over RLIMIT_MEMLOCK.
+pub fn lock_all_on_fault() -> io::Result<()> {
+    let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::mlockall(flags) }).map(drop)
+}
+
+/// Touches every page that this process has mapped: code and data of the program and its
+/// libraries, stacks, heap. With [`lock_all_on_fault`] before it, none of them faults again.
+/// Answers how many bytes are now present.
+///
+/// # Errors
+/// If `/proc/self/maps` can't be read. A mapping that can't be populated is left out.
+pub fn populate_own_memory() -> io::Result<usize> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let mut populated_bytes = 0;
+    for line in maps.lines() {
+        let Some(mapping) = parse_mapping(line) else { continue };
+        if !mapping.readable || mapping.special || mapping.len > POPULATE_LIMIT_BYTES {
+            continue;
+        }
+        if populate(mapping.start as *mut u8, mapping.len, mapping.writable).is_ok() {
+            populated_bytes += mapping.len;
+        }
+    }
+    Ok(populated_bytes)
+}
+
+/// Faults a range in, for writing if it is writable, and does not change its contents.
+///
+/// # Errors
+/// The errno of madvise(2); `EINVAL` on kernels before 5.14.
+pub(crate) fn populate(start: *mut u8, len: usize, writable: bool) -> Result<(), i32> {
+    let advice = if writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+    // SAFETY: populating changes no contents; an address that is not mapped is an error.
+    if unsafe { libc::madvise(start.cast(), len, advice) } == 0 { Ok(()) } else { Err(errno()) }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct MappingLine {
+    start: usize,
+    len: usize,
+    readable: bool,
+    writable: bool,
+    special: bool,
+}
+
+fn parse_mapping(line: &str) -> Option<MappingLine> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let start = usize::from_str_radix(start, 16).ok()?;
+    let end = usize::from_str_radix(end, 16).ok()?;
+    let permissions = fields.next()?.as_bytes();
+    let name = fields.nth(3).unwrap_or("");
+    Some(MappingLine {
+        start,
+        len: end.checked_sub(start)?,
+        readable: permissions.first() == Some(&b'r'),
+        writable: permissions.get(1) == Some(&b'w'),
+        // The kernel's own pages, and device memory such as an io_uring's rings.
+        special: name.starts_with("[v") || name.starts_with("anon_inode:"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_proc_maps() {
+        let line = "7f00a000-7f00c000 rw-p 00000000 00:00 0                    [stack]";
+        let mapping = parse_mapping(line).unwrap();
+        assert_eq!((mapping.start, mapping.len), (0x7f00_a000, 0x2000));
+        assert!(mapping.readable && mapping.writable && !mapping.special);
+        assert!(parse_mapping("7fff0000-7fff2000 r-xp 0 00:00 0 [vdso]").unwrap().special);
+        assert!(!parse_mapping("10000-20000 ---p 0 00:00 0").unwrap().readable);
+        assert_eq!(parse_mapping("nonsense"), None);
+    }
+
+    #[test]
+    fn populated_memory_is_resident_and_released_memory_reads_zero() {
+        let mapping = Mapping::new(1 << 20, false).unwrap();
+        populate(mapping.as_ptr(), mapping.len(), true).unwrap();
+        // SAFETY: inside the mapping.
+        let byte = unsafe { mapping.as_ptr().add(5000) };
+        // SAFETY: only this test has the mapping.
+        unsafe { byte.write(7) };
+        mapping.release(4096, 8192).unwrap();
+        // SAFETY: as above.
+        assert_eq!(unsafe { byte.read() }, 0);
+    }
+
+    #[test]
+    fn own_memory_can_be_populated() {
+        assert!(populate_own_memory().unwrap() > 1 << 20);
+    }
+}

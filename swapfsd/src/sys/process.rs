@@ -1,0 +1,82 @@
+//! What the daemon sets of its own process: protection, and going into the background.
+
+use super::check;
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// Not in libc yet for every target: `PR_SET_IO_FLUSHER` of linux/prctl.h.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+const PR_GET_IO_FLUSHER: libc::c_int = 58;
+
+/// Marks the calling task, and all that it starts from now on, as one that memory reclaim may
+/// depend on: its own allocations never wait for file system or block I/O.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_RESOURCE, `EINVAL` on kernels before 5.6; `EIO` if the kernel does
+/// not show the mark when it is read back.
+pub fn set_io_flusher() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) })?;
+    // SAFETY: no memory is passed.
+    let set = check(unsafe { libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) })?;
+    if set == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
+}
+
+/// The effective user is root.
+#[must_use]
+pub fn is_root() -> bool {
+    // SAFETY: the call has no arguments and can't fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Which side of a fork one is on.
+#[derive(Debug)]
+pub enum Forked {
+    /// The process that was there before, with the read end of the pipe to the child.
+    Parent(File, libc::pid_t),
+    /// The new process, a session of its own, with the write end.
+    Child(File),
+}
+
+/// Forks into the background, with a pipe from the child to the parent.
+///
+/// # Errors
+/// What pipe2(2), fork(2) or setsid(2) answer.
+///
+/// # Panics
+/// If the process has more than one thread: the child of such a fork could hang on a lock.
+pub fn fork_with_pipe() -> io::Result<Forked> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    assert_eq!(threads, 1, "fork with {threads} threads");
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for the two descriptors.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    // SAFETY: the descriptor is new, and nobody else owns it.
+    let read_end = File::from(unsafe { OwnedFd::from_raw_fd(ends[0]) });
+    // SAFETY: as above.
+    let write_end = File::from(unsafe { OwnedFd::from_raw_fd(ends[1]) });
+    // SAFETY: there is one thread (checked above), so the child's memory is consistent.
+    match check(unsafe { libc::fork() })? {
+        0 => {
+            // SAFETY: no memory is passed.
+            check(unsafe { libc::setsid() })?;
+            Ok(Forked::Child(write_end))
+        }
+        pid => Ok(Forked::Parent(read_end, pid)),
+    }
+}
+
+/// Connects standard input, output and error to /dev/null.
+///
+/// # Errors
+/// If /dev/null can't be opened.
+pub fn detach_standard_streams() -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    for target in 0..3 {
+        // SAFETY: both are descriptors of this process; no memory is passed.
+        check(unsafe { libc::dup2(null.as_raw_fd(), target) })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! The checking wrapper: everything that must hold for every back end is made to hold here.
+//!
+//! Range, alignment and length are checked; partial pages become whole ones; requests that
+//! overlap and of which one writes never meet in the back end ([`in_flight`]); every request is
+//! counted and timed; slot 0 has a swap header. See [`crate::backend`] for what a back end may
+//! therefore rely on.
+
+mod in_flight;
+mod partial;
+
+use crate::backend::{AtStart, Backend, Completion, CompletionSink};
+use crate::buffer::{BufferPool, PageBuffer};
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::stats::Stats;
+use in_flight::{InFlight, Pending, Ticket};
+use std::sync::Arc;
+use std::time::Instant;
+use swapfs_format::swap_header::SwapHeader;
+use swapfs_format::{PAGE_BYTES, PAGE_LEN};
+
+/// A mounted volume.
+pub struct Volume {
+    backend: Arc<dyn Backend>,
+    buffers: BufferPool,
+    slot_count: u64,
+    in_flight: InFlight,
+    stats: Stats,
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Volume({} slots)", self.slot_count)
+    }
+}
+
+/// What a byte range is in slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    first: u64,
+    count: u64,
+    /// The range is whole slots.
+    whole: bool,
+}
+
+impl Volume {
+    /// A volume of `header.slot_count` slots on `backend`. Where that starts empty, `header` is
+    /// written to slot 0.
+    ///
+    /// # Errors
+    /// If the header can't be written.
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        buffers: BufferPool,
+        header: &SwapHeader,
+    ) -> Result<Arc<Volume>> {
+        if backend.at_start() == AtStart::Empty {
+            backend.write(0, &header.encode())?;
+        }
+        Ok(Arc::new(Volume {
+            backend,
+            buffers,
+            slot_count: header.slot_count,
+            in_flight: InFlight::new(),
+            stats: Stats::default(),
+        }))
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.slot_count * PAGE_BYTES
+    }
+
+    /// Slots, page 0 counted.
+    #[must_use]
+    pub fn slot_count(&self) -> u64 {
+        self.slot_count
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Requests that have started and are not done.
+    #[must_use]
+    pub fn requests_in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Where buffers for requests come from.
+    #[must_use]
+    pub fn buffers(&self) -> &BufferPool {
+        &self.buffers
+    }
+
+    /// Numbers of the back end's own, see [`Backend::statistics`].
+    pub fn backend_statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {
+        self.backend.statistics(report);
+    }
+
+    /// Fills `out` from byte `offset` on.
+    ///
+    /// # Errors
+    /// `OutOfRange`, or what the back end answers; the contents of `out` are then undefined.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let span = self.span(Operation::Read, offset, out.len() as u64)?;
+        if span.count == 0 {
+            return Ok(());
+        }
+        self.run(Operation::Read, span, out.len() as u64, || {
+            if span.whole {
+                self.backend.read(span.first, out)
+            } else {
+                partial::read(self.backend.as_ref(), &self.buffers, offset, out)
+            }
+        })
+    }
+
+    /// Stores `data` from byte `offset` on: all of it, or an error.
+    ///
+    /// # Errors
+    /// `OutOfRange`, or what the back end answers.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let span = self.span(Operation::Write, offset, data.len() as u64)?;
+        if span.count == 0 {
+            return Ok(());
+        }
+        self.run(Operation::Write, span, data.len() as u64, || {
+            if span.whole {
+                self.backend.write(span.first, data)
+            } else {
+                self.stats.record_partial_write();
+                partial::write(self.backend.as_ref(), &self.buffers, offset, data)
+            }
+        })
+    }
+
+    /// Forgets a range: it reads as zeros afterwards.
+    ///
+    /// # Errors
+    /// `OutOfRange`, or what the back end answers.
+    pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        let span = self.span(Operation::Discard, offset, length)?;
+        if span.count == 0 {
+            return Ok(());
+        }
+        self.run(Operation::Discard, span, length, || {
+            if span.whole {
+                self.backend.discard(span.first, span.count)
+            } else {
+                partial::discard(self.backend.as_ref(), &self.buffers, offset, length)
+            }
+        })
+    }
+
+    /// Writes zeros to a range: by a discard where the back end has one.
+    ///
+    /// # Errors
+    /// `OutOfRange`, or what the back end answers.
+    pub fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
+        match self.discard(offset, length) {
+            Err(error) if error.kind == ErrorKind::Unsupported => {}
+            outcome => return outcome,
+        }
+        let span = self.span(Operation::Write, offset, length)?;
+        self.run(Operation::Write, span, length, || {
+            partial::write_zeros(self.backend.as_ref(), &self.buffers, offset, length)
+        })
+    }
+
+    /// Makes everything written before durable, as far as the back end can.
+    ///
+    /// # Errors
+    /// What the back end answers.
+    pub fn flush(&self) -> Result<()> {
+        let started = Instant::now();
+        let result = self.backend.flush();
+        let error = result.err().map(|error| error.kind);
+        self.stats.record(Operation::Flush, 0, started.elapsed(), error);
+        result
+    }
+
+    /// Is it worth while to start this request and not wait for it? Only if the back end can,
+    /// the request is whole slots, and others are in flight: alone, it is faster done at once.
+    #[must_use]
+    pub fn prefers_start(&self, offset: u64, length: usize) -> bool {
+        self.backend.asynchronous().is_some()
+            && self.in_flight.len() > 0
+            && offset.is_multiple_of(PAGE_BYTES)
+            && length.is_multiple_of(PAGE_LEN)
+            && length > 0
+    }
+
+    /// Starts a read of whole slots into `buffer`; `done` gets the outcome. Waits only for
+    /// requests that overlap.
+    pub fn start_read(self: &Arc<Self>, offset: u64, buffer: PageBuffer, done: Completion) {
+        self.start(Operation::Read, offset, buffer, done);
+    }
+
+    /// Starts a write of whole slots from `buffer`; `done` gets the outcome. Waits only for
+    /// requests that overlap.
+    pub fn start_write(self: &Arc<Self>, offset: u64, buffer: PageBuffer, done: Completion) {
+        self.start(Operation::Write, offset, buffer, done);
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        operation: Operation,
+        offset: u64,
+        mut buffer: PageBuffer,
+        done: Completion,
+    ) {
+        let span = match self.span(operation, offset, buffer.len() as u64) {
+            Ok(span) if span.whole => span,
+            Ok(span) => {
+                let error = Error::new(ErrorKind::OutOfRange, operation, span.first);
+                return done.complete(Err(error));
+            }
+            Err(error) => return done.complete(Err(error)),
+        };
+        let Some(backend) = self.backend.asynchronous() else {
+            let result = match operation {
+                Operation::Write => self.write(offset, &buffer),
+                _ => self.read(offset, &mut buffer),
+            };
+            return done.complete(result.map(|()| buffer));
+        };
+        let pending =
+            Pending { done, operation, started: Instant::now(), bytes: buffer.len() as u64 };
+        let exclusive = operation != Operation::Read;
+        let ticket = self.in_flight.begin(span.first, span.count, exclusive, Some(pending));
+        let sink: Arc<dyn CompletionSink> = Arc::<Volume>::clone(self);
+        let on_drop = Error::new(ErrorKind::Io, operation, span.first);
+        let completion = Completion::new(sink, ticket.token(), on_drop);
+        match operation {
+            Operation::Write => backend.start_write(span.first, buffer, completion),
+            _ => backend.start_read(span.first, buffer, completion),
+        }
+    }
+
+    fn span(&self, operation: Operation, offset: u64, length: u64) -> Result<Span> {
+        let first = offset / PAGE_BYTES;
+        match offset.checked_add(length) {
+            Some(end) if end <= self.bytes() => Ok(Span {
+                first,
+                count: if length == 0 { 0 } else { end.div_ceil(PAGE_BYTES) - first },
+                whole: offset.is_multiple_of(PAGE_BYTES) && length.is_multiple_of(PAGE_BYTES),
+            }),
+            _ => Err(Error::new(ErrorKind::OutOfRange, operation, first)),
+        }
+    }
+
+    /// Runs a request on this thread, with its slots to itself if it writes.
+    fn run(
+        &self,
+        operation: Operation,
+        span: Span,
+        bytes: u64,
+        request: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let exclusive = operation != Operation::Read;
+        let ticket = self.in_flight.begin(span.first, span.count, exclusive, None);
+        let result = request();
+        self.in_flight.end(ticket);
+        self.stats.record(operation, bytes, started.elapsed(), result.err().map(|e| e.kind));
+        result
+    }
+}
+
+impl CompletionSink for Volume {
+    fn complete(&self, token: u64, result: Result<PageBuffer>) {
+        let Some(pending) = self.in_flight.end(Ticket::from_token(token)) else { return };
+        let error = result.as_ref().err().map(|error| error.kind);
+        self.stats.record(pending.operation, pending.bytes, pending.started.elapsed(), error);
+        pending.done.complete(result);
+    }
+}
+
+#[cfg(test)]
+mod tests;
