@@ -1,0 +1,306 @@
+//! The command line of `swapfs`: words into requests, results into text or JSON.
+
+use crate::demo::{self, DemoRequest};
+use crate::down::{self, DownPolicy};
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::swap_off::OnSignal;
+use crate::sys::process;
+use crate::sys::swap::{Discard, MAX_PRIORITY};
+use crate::up::{self, UpRequest};
+use crate::volumes::{self, Volume};
+use crate::{inspect, probe, render, status};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Swap areas in user space.
+#[derive(Debug, Parser)]
+#[command(
+    name = "swapfs",
+    version,
+    about = "Brings swapfs volumes up and down as swap areas, and shows how they are",
+    after_help = "See swapfs(8). Formatting by hand: mkswapfs(8). Checking: fsck.swapfs(8)."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Format (if need be), mount, attach and swap on
+    Up(UpArguments),
+    /// Swap off, detach and unmount
+    Down(DownArguments),
+    /// Show the volumes that are up
+    Status(StatusArguments),
+    /// Show what an image's superblock says
+    Inspect(InspectArguments),
+    /// Try real swap on a throw-away volume, and verify every byte
+    Demo(DemoArguments),
+    /// Copy a file to standard output (how status reads a mount that may hang)
+    #[command(name = probe::READER_COMMAND, hide = true)]
+    InternalRead { path: PathBuf },
+}
+
+/// Values of `--discard`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DiscardPolicy {
+    /// Once and pages
+    Both,
+    /// The whole area at swapon
+    Once,
+    /// Freed clusters of slots while it is used
+    Pages,
+}
+
+#[derive(Debug, Args)]
+struct UpArguments {
+    /// The image or block device; made if it is not there
+    #[arg(default_value = up::DEFAULT_IMAGE)]
+    image: PathBuf,
+    /// Size of a new volume (K, M, G, T) [default: the memory, at most 1/4 of the free space]
+    #[arg(long, value_parser = swapfs_format::size::parse)]
+    size: Option<u64>,
+    /// Type of a new volume [default: linear]
+    #[arg(long = "type", short = 't', value_name = "TYPE")]
+    type_name: Option<String>,
+    /// Priority of the swap area, the highest first [default: below all others]
+    #[arg(long, short = 'p', value_parser = clap::value_parser!(u16).range(0..=i64::from(MAX_PRIORITY)))]
+    priority: Option<u16>,
+    /// Tell the back end about freed slots [once: at swapon; pages: while used; default: both]
+    #[arg(
+        long, short = 'd', value_enum, value_name = "POLICY", num_args = 0..=1,
+        require_equals = true, default_missing_value = "both"
+    )]
+    discard: Option<DiscardPolicy>,
+    /// Options of the back end: into a new volume's header, or over it for this mount
+    #[arg(short = 'o', value_name = "KEY=VALUE,...")]
+    options: Vec<String>,
+    /// An empty directory to mount on [default: /run/swapfs/UUID]
+    #[arg(long, value_name = "DIR")]
+    mountpoint: Option<PathBuf>,
+    /// Attach the loop device, and leave swapon to others
+    #[arg(long)]
+    no_swapon: bool,
+    /// Say what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct DownArguments {
+    /// Image, mount point, device or UUID [default: the only volume that is up]
+    #[arg(conflicts_with = "all")]
+    volume: Option<PathBuf>,
+    /// All volumes
+    #[arg(long)]
+    all: bool,
+    /// Even if memory may not suffice, or the daemon does not answer
+    #[arg(long)]
+    force: bool,
+    /// Say what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusArguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct InspectArguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// The image
+    image: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct DemoArguments {
+    /// How much memory to push out and read back, in MiB
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    megabytes: u32,
+    /// Type of the volume [default: linear]
+    #[arg(long = "type", short = 't', value_name = "TYPE")]
+    type_name: Option<String>,
+    /// Options of the back end
+    #[arg(short = 'o', value_name = "KEY=VALUE,...")]
+    options: Vec<String>,
+    /// Where the image lies meanwhile: a directory on a disk, not tmpfs
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    dir: PathBuf,
+}
+
+/// Runs `swapfs`; the first of `arguments` is the program's name. Exit status 0, 1 (failed), or 2
+/// (wrong call).
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Standard output or error may be closed: then there is nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match arguments.command {
+        Command::Up(arguments) => run_up(arguments),
+        Command::Down(arguments) => run_down(&arguments),
+        Command::Status(arguments) => run_status(&arguments),
+        Command::Inspect(arguments) => return inspect::run(&arguments.image, arguments.json),
+        Command::Demo(arguments) => run_demo(arguments),
+        Command::InternalRead { path } => return probe::reader_main(&path),
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("swapfs: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_up(arguments: UpArguments) -> Result<ExitCode, Failure> {
+    let discard = match arguments.discard {
+        None => Discard::Off,
+        Some(DiscardPolicy::Both) => Discard::Both,
+        Some(DiscardPolicy::Once) => Discard::Once,
+        Some(DiscardPolicy::Pages) => Discard::Pages,
+    };
+    let request = UpRequest {
+        image: arguments.image,
+        size_bytes: arguments.size,
+        type_name: arguments.type_name,
+        priority: arguments.priority,
+        discard,
+        options: arguments.options.join(","),
+        mount_point: arguments.mountpoint,
+        swap: !arguments.no_swapon,
+    };
+    let report = up::bring_up(&request, &Interrupt::install()?)?;
+    show(&if arguments.json { json(&report)? } else { format!("{report}\n") })
+}
+
+fn run_down(arguments: &DownArguments) -> Result<ExitCode, Failure> {
+    if !process::is_root() {
+        return Err(Failure::new("down", "only root can end swap: run it as root (sudo)"));
+    }
+    let volumes = volumes::discover()?;
+    let chosen: Vec<&Volume> = match &arguments.volume {
+        Some(name) => vec![volumes::select(&volumes, name)?],
+        None if arguments.all => volumes.iter().collect(),
+        None => vec![volumes::only(&volumes)?],
+    };
+    if !arguments.force {
+        down::check_memory(&chosen)?;
+    }
+    // Ctrl-C is to end swapoff with a message, and nothing half-way.
+    let _interrupt = Interrupt::install()?;
+    let policy = DownPolicy { force: arguments.force, on_signal: OnSignal::Stop };
+    let mut reports = Vec::new();
+    for volume in chosen {
+        let report = down::take_down(volume, policy)?;
+        for warning in &report.warnings {
+            eprintln!("swapfs: {}: warning: {warning}", volume.name().display());
+        }
+        if !arguments.json {
+            show(&format!("{report}\n"))?;
+        }
+        reports.push(report);
+    }
+    if arguments.json {
+        return show(&json(&reports)?);
+    }
+    if reports.is_empty() {
+        return show("no volume is up\n");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_status(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
+    let status = status::collect()?;
+    show(&if arguments.json { json(&status)? } else { render::table(&status) })
+}
+
+fn run_demo(arguments: DemoArguments) -> Result<ExitCode, Failure> {
+    let request = DemoRequest {
+        data_bytes: u64::from(arguments.megabytes) << 20,
+        type_name: arguments.type_name,
+        options: arguments.options.join(","),
+        directory: arguments.dir,
+    };
+    let report = demo::run(&request, &Interrupt::install()?)?;
+    show(&format!("{report}\n"))?;
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn json(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string_pretty(value)
+        .map(|text| text + "\n")
+        .map_err(|error| Failure::new("JSON", error))
+}
+
+/// Writes to standard output; one that was closed early (a pager) is no failure.
+fn show(text: &str) -> Result<ExitCode, Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::os("standard output", "write", &error))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn up_arguments(words: &[&str]) -> UpArguments {
+        let words = ["swapfs", "up"].iter().chain(words);
+        match Arguments::try_parse_from(words).unwrap().command {
+            Command::Up(arguments) => arguments,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn discard_takes_its_policy_behind_an_equals_sign_only() {
+        assert!(up_arguments(&[]).discard.is_none());
+        assert!(matches!(up_arguments(&["--discard"]).discard, Some(DiscardPolicy::Both)));
+        assert!(matches!(up_arguments(&["--discard=once"]).discard, Some(DiscardPolicy::Once)));
+        let arguments = up_arguments(&["--discard", "/img/a"]);
+        assert_eq!(arguments.image, PathBuf::from("/img/a"));
+    }
+
+    #[test]
+    fn sizes_priorities_and_defaults() {
+        let arguments = up_arguments(&["--size", "2G", "-p", "32767", "-o", "a=1", "-o", "b=2"]);
+        assert_eq!(arguments.size, Some(2 << 30));
+        assert_eq!(arguments.priority, Some(MAX_PRIORITY));
+        assert_eq!(arguments.options.join(","), "a=1,b=2");
+        assert_eq!(arguments.image, PathBuf::from(up::DEFAULT_IMAGE));
+        for wrong in [["--size", "2X"], ["-p", "32768"], ["-p", "-1"]] {
+            let words = ["swapfs", "up"].iter().chain(&wrong);
+            assert_eq!(Arguments::try_parse_from(words).unwrap_err().exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn all_and_a_name_exclude_each_other() {
+        assert!(Arguments::try_parse_from(["swapfs", "down", "--all", "/img/a"]).is_err());
+        assert!(Arguments::try_parse_from(["swapfs", "down", "--all", "--force"]).is_ok());
+    }
+}

@@ -1,0 +1,136 @@
+//! `swapfs status` for people: a table, and the warnings under it.
+
+use crate::status::{DaemonState, Status, VolumeStatus};
+use swapfs_format::size::human;
+
+const HEADINGS: [&str; 12] = [
+    "VOLUME", "TYPE", "SIZE", "USED", "PRIO", "DEVICE", "PID", "READS", "WRITES", "MEAN R/W",
+    "ERRORS", "MOUNT",
+];
+/// Stands where there is nothing to say.
+const NOTHING: &str = "-";
+
+/// The whole text, with a line end at its end.
+#[must_use]
+pub fn table(status: &Status) -> String {
+    if status.volumes.is_empty() {
+        return "no volume is up\n".to_owned();
+    }
+    let mut rows = vec![HEADINGS.map(str::to_owned)];
+    rows.extend(status.volumes.iter().map(row));
+    let mut text = aligned(&rows);
+    for volume in &status.volumes {
+        for warning in &volume.warnings {
+            text.push_str(&format!("{}: {warning}\n", name(volume)));
+        }
+    }
+    text
+}
+
+fn name(volume: &VolumeStatus) -> String {
+    volume.image.as_ref().unwrap_or(&volume.mount).display().to_string()
+}
+
+fn row(volume: &VolumeStatus) -> [String; 12] {
+    let nothing = || NOTHING.to_owned();
+    let stats = volume.stats.as_ref();
+    let device = volume.devices.first();
+    let swap = device.and_then(|device| device.swap);
+    let size_bytes =
+        stats.map(|stats| stats.volume_bytes).or_else(|| swap.map(|swap| swap.size_bytes));
+    let pid = match (volume.daemon, volume.daemon_pid) {
+        (DaemonState::Silent, Some(pid)) => format!("{pid} (silent)"),
+        (DaemonState::Silent, None) => "silent".to_owned(),
+        (DaemonState::Dead, _) => "dead".to_owned(),
+        (_, Some(pid)) => pid.to_string(),
+        (_, None) => nothing(),
+    };
+    let mean = |bytes: Option<u64>| bytes.map_or_else(nothing, human);
+    [
+        name(volume),
+        stats.map_or_else(nothing, |stats| stats.type_name.clone()),
+        size_bytes.map_or_else(nothing, human),
+        swap.map_or_else(nothing, |swap| human(swap.used_bytes)),
+        swap.map_or_else(nothing, |swap| swap.priority.to_string()),
+        device.map_or_else(nothing, |device| device.path.display().to_string()),
+        pid,
+        stats.map_or_else(nothing, |stats| stats.requests.read.to_string()),
+        stats.map_or_else(nothing, |stats| stats.requests.write.to_string()),
+        stats.map_or_else(nothing, |stats| {
+            format!("{} / {}", mean(stats.mean_read_bytes()), mean(stats.mean_write_bytes()))
+        }),
+        stats.map_or_else(nothing, |stats| stats.errors.total().to_string()),
+        volume.mount.display().to_string(),
+    ]
+}
+
+/// Columns as wide as their widest cell, two blanks between them.
+fn aligned(rows: &[[String; 12]]) -> String {
+    let mut widths = [0usize; 12];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Answer;
+    use crate::status::tests::{sample, served};
+
+    #[test]
+    fn a_volume_in_order_is_one_line() {
+        let text = table(&Status { volumes: vec![served()] });
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        let cells: Vec<&str> =
+            lines[1].split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        assert_eq!(
+            cells,
+            [
+                "/img/a",
+                "linear",
+                "512 MiB",
+                "75 MiB",
+                "100",
+                "/dev/loop1",
+                "123",
+                "10",
+                "4",
+                "8 KiB / 512 KiB",
+                "0",
+                "/run/swapfs/u1"
+            ]
+        );
+        assert_eq!(lines[0].find("DEVICE"), lines[1].find("/dev/loop1"));
+        assert_eq!(lines[0].find("MOUNT"), lines[1].find("/run/swapfs"));
+    }
+
+    #[test]
+    fn a_silent_daemon_is_shown_and_explained() {
+        let text = table(&Status { volumes: vec![sample(Answer::Silent)] });
+        assert!(text.lines().nth(1).unwrap().contains("silent"));
+        assert!(
+            text.ends_with(
+                "/img/a: the daemon does not answer: it is stopped, or its device hangs\n"
+            )
+        );
+    }
+
+    #[test]
+    fn nothing_up_says_so() {
+        assert_eq!(table(&Status { volumes: Vec::new() }), "no volume is up\n");
+    }
+}

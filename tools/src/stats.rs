@@ -1,0 +1,252 @@
+//! `stats.json` of a mounted volume, as far as the tools use it. What a daemon of another version
+//! does not say is zero or empty.
+
+use serde::{Deserialize, Serialize};
+
+/// A count for each kind of request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PerKind {
+    /// Swap-ins, and other reads.
+    pub read: u64,
+    /// Swap-outs, and other writes.
+    pub write: u64,
+    /// Discards.
+    pub discard: u64,
+    /// Flushes.
+    pub flush: u64,
+}
+
+/// Failed requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Errors {
+    /// Reads answered with an error.
+    pub read: u64,
+    /// Writes answered with an error.
+    pub write: u64,
+    /// Discards answered with an error.
+    pub discard: u64,
+    /// Flushes answered with an error.
+    pub flush: u64,
+    /// Reads whose checksum was wrong (counted in `read` too).
+    pub checksum: u64,
+}
+
+impl Errors {
+    /// All failed requests.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.read + self.write + self.discard + self.flush
+    }
+}
+
+/// One step of the histogram of request sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SizeBucket {
+    /// Requests up to this size, and above the step before. 0: no limit.
+    pub le_bytes: u64,
+    /// Reads of that size.
+    pub read: u64,
+    /// Writes of that size.
+    pub write: u64,
+}
+
+/// One step of the histogram of latencies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LatencyBucket {
+    /// Requests that took up to this, and more than the step before. 0: no limit.
+    pub le_us: u64,
+    /// Reads that took so long.
+    pub read: u64,
+    /// Writes that took so long.
+    pub write: u64,
+}
+
+/// What protects the daemon from being swapped out or killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Protection {
+    /// mlockall succeeded.
+    pub memory_locked: bool,
+    /// PR_SET_IO_FLUSHER succeeded.
+    pub io_flusher: bool,
+    /// The out-of-memory killer passes it over.
+    pub oom_protected: bool,
+    /// Its control group may not swap.
+    pub swap_free_cgroup: bool,
+}
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Version of this format.
+    pub version: u32,
+    /// The daemon's process id; 0: not said.
+    pub pid: u32,
+    /// Name and version of the daemon.
+    pub program: String,
+    /// The image.
+    pub image: String,
+    /// The back-end type.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// The volume's UUID.
+    pub uuid: String,
+    /// The volume's label.
+    pub label: String,
+    /// The options in force.
+    pub options: String,
+    /// Slots in the volume.
+    pub slot_count: u64,
+    /// Bytes of the volume.
+    pub volume_bytes: u64,
+    /// Seconds since the mount.
+    pub uptime_s: f64,
+    /// How requests come in.
+    pub transport: String,
+    /// Requests answered, failed ones included.
+    pub requests: PerKind,
+    /// Bytes moved.
+    pub bytes: PerKind,
+    /// Failed requests.
+    pub errors: Errors,
+    /// Requests being worked on.
+    pub in_flight: u64,
+    /// Writes that did not cover whole pages.
+    pub partial_writes: u64,
+    /// Histogram of sizes.
+    pub request_bytes: Vec<SizeBucket>,
+    /// Histogram of latencies, microseconds.
+    pub latency_us: Vec<LatencyBucket>,
+    /// What protects the daemon.
+    pub protection: Protection,
+    /// Must be 0.
+    pub heap_allocations_on_io_path: u64,
+    /// Log lines that found the queue full.
+    pub log_lines_dropped: u64,
+    /// What the back end says of itself.
+    pub backend: serde_json::Value,
+}
+
+impl Stats {
+    /// Parses the file's text.
+    ///
+    /// # Errors
+    /// If it is no JSON object of this shape.
+    pub fn parse(text: &[u8]) -> Result<Stats, serde_json::Error> {
+        serde_json::from_slice(text)
+    }
+
+    /// Mean size of a read; `None` before the first.
+    #[must_use]
+    pub fn mean_read_bytes(&self) -> Option<u64> {
+        self.bytes.read.checked_div(self.requests.read)
+    }
+
+    /// Mean size of a write; `None` before the first.
+    #[must_use]
+    pub fn mean_write_bytes(&self) -> Option<u64> {
+        self.bytes.write.checked_div(self.requests.write)
+    }
+
+    /// What is missing of the daemon's protection, or looks wrong: one sentence each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.protection.memory_locked {
+            warnings.push(
+                "its memory is not locked: it can be swapped out into itself and hang \
+                 (needs CAP_IPC_LOCK)"
+                    .to_owned(),
+            );
+        }
+        if !self.protection.io_flusher {
+            warnings.push(
+                "it is not marked as an I/O flusher: it can wait for memory that only it could \
+                 free (needs CAP_SYS_RESOURCE)"
+                    .to_owned(),
+            );
+        }
+        if !self.protection.oom_protected {
+            warnings
+                .push("the out-of-memory killer may choose it (needs CAP_SYS_RESOURCE)".to_owned());
+        }
+        if self.errors.total() > 0 {
+            warnings.push(format!(
+                "{} requests failed ({} reads, {} writes, {} discards, {} flushes; {} wrong \
+                 checksums): see the daemon's log",
+                self.errors.total(),
+                self.errors.read,
+                self.errors.write,
+                self.errors.discard,
+                self.errors.flush,
+                self.errors.checksum
+            ));
+        }
+        if self.heap_allocations_on_io_path > 0 {
+            warnings.push(format!(
+                "{} heap allocations on the I/O path: please report this",
+                self.heap_allocations_on_io_path
+            ));
+        }
+        if self.log_lines_dropped > 0 {
+            warnings.push(format!("{} log lines were dropped", self.log_lines_dropped));
+        }
+        warnings
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const SAMPLE: &str = r#"{"version":1,"pid":123,"program":"swapfsd 0.1.0",
+        "image":"/path","type":"linear","uuid":"6d0e","label":"fast","options":"engine=uring",
+        "slot_count":131072,"volume_bytes":536870912,"uptime_s":12.3,"transport":"fuse",
+        "requests":{"read":10,"write":4,"discard":1,"flush":0},
+        "bytes":{"read":81920,"write":2097152,"discard":4096},
+        "errors":{"read":0,"write":0,"discard":0,"flush":0,"checksum":0},
+        "in_flight":0,"partial_writes":0,
+        "request_bytes":[{"le_bytes":4096,"read":8,"write":0},{"le_bytes":524288,"read":2,"write":4}],
+        "latency_us":[{"le_us":8,"read":0,"write":0}],
+        "protection":{"memory_locked":true,"io_flusher":true,"oom_protected":true,
+        "swap_free_cgroup":false},"heap_allocations_on_io_path":0,"log_lines_dropped":0,
+        "backend":{"engine":"uring"}}"#;
+
+    #[test]
+    fn a_whole_file() {
+        let stats = Stats::parse(SAMPLE.as_bytes()).unwrap();
+        assert_eq!(stats.pid, 123);
+        assert_eq!(stats.type_name, "linear");
+        assert_eq!(stats.mean_read_bytes(), Some(8192));
+        assert_eq!(stats.mean_write_bytes(), Some(524_288));
+        assert_eq!(stats.request_bytes[1].write, 4);
+        assert_eq!(stats.warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_daemon_of_another_version() {
+        let stats = Stats::parse(br#"{"version":9,"news":[1],"requests":{"read":1}}"#).unwrap();
+        assert_eq!(stats.requests.read, 1);
+        assert_eq!(stats.pid, 0);
+        assert_eq!(stats.mean_write_bytes(), None);
+        assert!(Stats::parse(b"7").is_err());
+        assert!(Stats::parse(b"").is_err());
+    }
+
+    #[test]
+    fn each_missing_protection_is_a_warning() {
+        let mut stats = Stats::parse(SAMPLE.as_bytes()).unwrap();
+        stats.protection = Protection::default();
+        stats.errors = Errors { read: 3, checksum: 2, ..Errors::default() };
+        let warnings = stats.warnings();
+        assert_eq!(warnings.len(), 4);
+        assert!(warnings[0].contains("not locked"));
+        assert!(warnings[3].starts_with("3 requests failed (3 reads,"));
+        assert!(warnings[3].contains("2 wrong checksums"));
+    }
+}
