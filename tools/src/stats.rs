@@ -45,8 +45,8 @@ impl Errors {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SizeBucket {
-    /// Requests up to this size, and above the step before. 0: no limit.
-    pub le_bytes: u64,
+    /// Requests up to this size, and above the step before; `None`: no limit.
+    pub le_bytes: Option<u64>,
     /// Reads of that size.
     pub read: u64,
     /// Writes of that size.
@@ -57,8 +57,8 @@ pub struct SizeBucket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LatencyBucket {
-    /// Requests that took up to this, and more than the step before. 0: no limit.
-    pub le_us: u64,
+    /// Requests that took up to this, and more than the step before; `None`: no limit.
+    pub le_us: Option<u64>,
     /// Reads that took so long.
     pub read: u64,
     /// Writes that took so long.
@@ -212,7 +212,7 @@ pub(crate) mod tests {
         "errors":{"read":0,"write":0,"discard":0,"flush":0,"checksum":0},
         "in_flight":0,"partial_writes":0,
         "request_bytes":[{"le_bytes":4096,"read":8,"write":0},{"le_bytes":524288,"read":2,"write":4}],
-        "latency_us":[{"le_us":8,"read":0,"write":0}],
+        "latency_us":[{"le_us":8,"read":0,"write":0},{"le_us":null,"read":1,"write":0}],
         "protection":{"memory_locked":true,"io_flusher":true,"oom_protected":true,
         "swap_free_cgroup":false},"heap_allocations_on_io_path":0,"log_lines_dropped":0,
         "backend":{"engine":"uring"}}"#;
@@ -225,6 +225,7 @@ pub(crate) mod tests {
         assert_eq!(stats.mean_read_bytes(), Some(8192));
         assert_eq!(stats.mean_write_bytes(), Some(524_288));
         assert_eq!(stats.request_bytes[1].write, 4);
+        assert_eq!(stats.latency_us[1].le_us, None);
         assert_eq!(stats.warnings(), Vec::<String>::new());
     }
 

@@ -120,8 +120,7 @@ fn write_requests(f: &mut fmt::Formatter<'_>, stats: &Stats) -> fmt::Result {
     )?;
     for SizeBucket { le_bytes, read, write } in &stats.request_bytes {
         if read + write > 0 {
-            let size =
-                if *le_bytes == 0 { "more".to_owned() } else { format!("<= {}", human(*le_bytes)) };
+            let size = le_bytes.map_or_else(|| "more".into(), |le| format!("<= {}", human(le)));
             writeln!(f, "  {size:<12}{write:>10} writes{read:>10} reads")?;
         }
     }
