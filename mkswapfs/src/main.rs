@@ -1,2 +1,7 @@
-//! (being built)
-fn main() {}
+//! `mkswapfs`: see the library of the same name.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mkswapfs::main(std::env::args_os())
+}

@@ -1,8 +1,13 @@
 //! Positioned reads and writes that never come back short, and discards.
 
 use super::errno;
+use std::ffi::CString;
 use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// What a discard leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,4 +98,36 @@ pub fn punch_hole(file: &File, offset: u64, length: u64) -> Result<Discarded, i3
 pub fn sync_data(file: &File) -> Result<(), i32> {
     // SAFETY: no memory is passed.
     if unsafe { libc::fdatasync(file.as_raw_fd()) } == 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// Makes the file `bytes` long, with all its space allocated.
+///
+/// # Errors
+/// The errno of the failed call; `EOPNOTSUPP` on file systems that can't.
+pub fn allocate(file: &File, bytes: u64) -> Result<(), i32> {
+    loop {
+        // SAFETY: no memory is passed.
+        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as i64) } == 0 {
+            return Ok(());
+        }
+        match errno() {
+            libc::EINTR => {}
+            error => return Err(error),
+        }
+    }
+}
+
+/// Bytes that root can still write on the file system that `path` lies on.
+///
+/// # Errors
+/// What statvfs(3) answers; `EINVAL` for a path with a zero byte.
+pub fn available_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let mut statistics = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends in a zero byte; the call fills the structure if it succeeds.
+    super::check(unsafe { libc::statvfs(path.as_ptr(), statistics.as_mut_ptr()) })?;
+    // SAFETY: filled by the call, which succeeded.
+    let statistics = unsafe { statistics.assume_init() };
+    Ok(statistics.f_bfree * statistics.f_frsize)
 }

@@ -64,7 +64,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Whole slots in the middle are discarded, the edges are zeroed.
+/// Whole slots in the middle are discarded, then the edges are zeroed.
 pub(super) fn discard(
     backend: &dyn Backend,
     buffers: &BufferPool,
@@ -77,9 +77,10 @@ pub(super) fn discard(
     if whole_start >= whole_end {
         return zero_edges(backend, buffers, offset, length);
     }
+    // First, so that nothing has changed where the back end can't do it.
+    backend.discard(whole_start / PAGE_BYTES, (whole_end - whole_start) / PAGE_BYTES)?;
     zero_edges(backend, buffers, offset, whole_start - offset)?;
-    zero_edges(backend, buffers, whole_end, end - whole_end)?;
-    backend.discard(whole_start / PAGE_BYTES, (whole_end - whole_start) / PAGE_BYTES)
+    zero_edges(backend, buffers, whole_end, end - whole_end)
 }
 
 fn zero_edges(backend: &dyn Backend, buffers: &BufferPool, offset: u64, length: u64) -> Result<()> {

@@ -1,0 +1,166 @@
+//! From a request to a superblock: everything that can be refused is refused here.
+
+use crate::Error;
+use crate::target::{self, Target};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+use swapfs_format::geometry::Geometry;
+use swapfs_format::superblock::Superblock;
+use swapfs_format::types::{self, TypeSpec};
+use swapfs_format::{PAGE_BYTES, size};
+use uuid::Uuid;
+
+/// How the space of a new file is made sure of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Preallocate {
+    /// Allocated and written with zeros. Without that, the first swap-out to each block makes
+    /// the file system convert an extent, with a journal entry, just when memory is short.
+    #[default]
+    Full,
+    /// Only allocated: quick, and slower at the first swap-out to each block.
+    Falloc,
+}
+
+/// What to format, and how.
+#[derive(Debug, Clone)]
+pub struct FormatRequest {
+    /// File or block device.
+    pub image: PathBuf,
+    /// Name of the back-end type.
+    pub type_name: String,
+    /// Size of the volume, in bytes; `None`: as large as fits.
+    pub volume_bytes: Option<u64>,
+    /// Label, at most 16 bytes.
+    pub label: String,
+    /// UUID; `None`: a random one.
+    pub uuid: Option<Uuid>,
+    /// Options of the type, `key=value,...`.
+    pub options: String,
+    /// Erase block, in bytes; `None`: what the device says.
+    pub erase_block_bytes: Option<u64>,
+    /// For regular files of types with a data section.
+    pub preallocate: Preallocate,
+    /// Overwrite what is there.
+    pub force: bool,
+    /// Only say what would be made.
+    pub dry_run: bool,
+}
+
+impl FormatRequest {
+    /// A request with nothing but defaults: type `linear`.
+    #[must_use]
+    pub fn new(image: &Path) -> FormatRequest {
+        FormatRequest {
+            image: image.to_owned(),
+            type_name: types::LINEAR.name.to_owned(),
+            volume_bytes: None,
+            label: String::new(),
+            uuid: None,
+            options: String::new(),
+            erase_block_bytes: None,
+            preallocate: Preallocate::default(),
+            force: false,
+            dry_run: false,
+        }
+    }
+}
+
+/// What will be written.
+#[derive(Debug)]
+pub struct Plan {
+    /// The image.
+    pub image: PathBuf,
+    /// It does not exist yet.
+    pub create: bool,
+    /// Its superblock.
+    pub superblock: Superblock,
+    /// Space of a new or regular file, see [`Preallocate`].
+    pub preallocate: Preallocate,
+    /// Open and locked, unless it is to be created.
+    pub(crate) target: Option<swapfsd::image::Image>,
+}
+
+/// Decides what will be written, without writing.
+///
+/// # Errors
+/// Everything that is wrong with the request, or with its target.
+pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
+    let image = &request.image;
+    let spec = types::find(&request.type_name).ok_or_else(|| {
+        let why = format!("the types are {}", types::known_names());
+        Error::new(format_args!("unknown type '{}'", request.type_name), why)
+    })?;
+    spec.parse_options(&request.options).map_err(|error| Error::new(image.display(), error))?;
+    let target = target::inspect(image, request.force)?;
+    if !spec.ghost && target.on_tmpfs {
+        return Err(Error::new(
+            image.display(),
+            "on tmpfs, whose pages are themselves swapped: swapping to it deadlocks the machine. \
+             Put the image on a disk",
+        ));
+    }
+    let erase_block_bytes = request.erase_block_bytes.unwrap_or(target.erase_block_bytes);
+    let geometry = geometry(request, spec, &target, erase_block_bytes)?;
+    let mut superblock =
+        Superblock::new(spec.name, &geometry, request.uuid.unwrap_or_else(Uuid::new_v4));
+    superblock.label.clone_from(&request.label);
+    superblock.options.clone_from(&request.options);
+    superblock.erase_block_bytes = erase_block_bytes as u32;
+    superblock.created_unix_s =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    superblock.encode().map_err(|error| Error::new(image.display(), error))?;
+    Ok(Plan {
+        image: image.clone(),
+        create: target.image.is_none(),
+        superblock,
+        preallocate: request.preallocate,
+        target: target.image,
+    })
+}
+
+fn geometry(
+    request: &FormatRequest,
+    spec: &TypeSpec,
+    target: &Target,
+    erase_block_bytes: u64,
+) -> Result<Geometry, Error> {
+    let what = request.image.display();
+    let size_needed = || {
+        let why = if spec.ghost {
+            format!(
+                "type '{}' keeps no pages in the image: give the volume's size with -s",
+                spec.name
+            )
+        } else {
+            "it does not exist: give the volume's size with -s to create it".to_owned()
+        };
+        Error::new(&what, why)
+    };
+    let geometry = match (&target.image, spec.ghost) {
+        (_, true) => {
+            let geometry = Geometry::ghost(request.volume_bytes.ok_or_else(size_needed)?);
+            // In an image that is larger, the backup lies where it is looked for: at its end.
+            geometry.map(|geometry| match target.bytes / PAGE_BYTES * PAGE_BYTES {
+                bytes if bytes > geometry.image_bytes => Geometry {
+                    image_bytes: bytes,
+                    backup_offset_bytes: bytes - PAGE_BYTES,
+                    ..geometry
+                },
+                _ => geometry,
+            })
+        }
+        (None, false) => {
+            let volume_bytes = request.volume_bytes.ok_or_else(size_needed)?;
+            Geometry::in_place(volume_bytes, erase_block_bytes)
+        }
+        (Some(_), false) => Geometry::fitted(target.bytes, request.volume_bytes, erase_block_bytes),
+    };
+    let geometry = geometry.map_err(|error| Error::new(&what, error))?;
+    if let Some(image) = &target.image
+        && geometry.image_bytes > image.bytes()
+    {
+        let (need, have) = (size::human(geometry.image_bytes), size::human(image.bytes()));
+        return Err(Error::new(&what, format_args!("it has {have}, and {need} are needed")));
+    }
+    Ok(geometry)
+}

@@ -1,0 +1,216 @@
+//! Writing a format, in an order that is safe to interrupt.
+//!
+//! 1. The old primary superblock and the places of backups are zeroed, and flushed: from here on
+//!    nothing on the image is a volume.
+//! 2. The data section is made ready, page 0 gets its swap header, the backup is written, and
+//!    all that is flushed.
+//! 3. The primary superblock is written, and flushed.
+//!
+//! So a primary superblock that checks says that everything before it is there.
+
+use crate::plan::{Plan, Preallocate};
+use crate::{Error, Progress};
+use std::fs::{self, File};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use swapfs_format::superblock::{PRIMARY_OFFSET_BYTES, Superblock};
+use swapfs_format::{PAGE_BYTES, PAGE_LEN, size};
+use swapfsd::buffer::{BufferPool, LARGE_BYTES};
+use swapfsd::image::{Access, Image, ImageKind};
+use swapfsd::sys::file::write_all_at;
+
+/// What a format is written to. Tests stand a medium in for it that stops anywhere.
+pub trait Medium {
+    /// Writes at a byte offset.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn write(&mut self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes everything written durable.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Makes the data section ready to be swapped to.
+    ///
+    /// # Errors
+    /// What the system answers; `Interrupted` if `progress` breaks.
+    fn prepare_data(&mut self, progress: Progress<'_>) -> io::Result<()>;
+    /// Where backups of an earlier volume may lie.
+    fn old_backups(&self) -> Vec<u64>;
+}
+
+/// Writes what `plan` says.
+///
+/// # Errors
+/// What failed, in words.
+pub fn write_format(
+    medium: &mut dyn Medium,
+    plan: &Plan,
+    progress: Progress<'_>,
+) -> Result<(), Error> {
+    let superblock = &plan.superblock;
+    let encoded = superblock.encode().map_err(|error| Error::new(plan.image.display(), error))?;
+    let failed = |doing: &str| {
+        let doing = doing.to_owned();
+        let image = plan.image.display().to_string();
+        move |error: io::Error| describe(&image, &doing, &error)
+    };
+    let zeros = [0; PAGE_LEN];
+    let mut places = medium.old_backups();
+    places.insert(0, PRIMARY_OFFSET_BYTES);
+    places.push(superblock.backup_offset_bytes);
+    for place in places {
+        medium.write(place, &zeros).map_err(failed("removing the old superblocks"))?;
+    }
+    medium.sync().map_err(failed("removing the old superblocks"))?;
+    if !superblock.is_ghost() {
+        medium.prepare_data(progress).map_err(failed("writing the data section"))?;
+        let header = superblock.swap_header().encode();
+        medium
+            .write(superblock.data_offset_bytes, &header)
+            .map_err(failed("writing the swap header"))?;
+    }
+    medium
+        .write(superblock.backup_offset_bytes, &encoded)
+        .map_err(failed("writing the backup superblock"))?;
+    medium.sync().map_err(failed("flushing"))?;
+    medium
+        .write(PRIMARY_OFFSET_BYTES, &encoded)
+        .map_err(failed("writing the primary superblock"))?;
+    medium.sync().map_err(failed("flushing"))
+}
+
+fn describe(image: &str, doing: &str, error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Error::new(image, "interrupted: it is no volume now"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::new(image, format_args!("{doing}: the disk is full: {error}"))
+        }
+        _ => Error::new(image, format_args!("{doing}: {error}")),
+    }
+}
+
+/// A file or block device.
+#[derive(Debug)]
+pub struct ImageMedium {
+    image: Image,
+    superblock: Superblock,
+    preallocate: Preallocate,
+    old_backups: Vec<u64>,
+}
+
+impl ImageMedium {
+    /// Opens the target, or creates it with its space allocated and mode 0600.
+    ///
+    /// # Errors
+    /// What the system answers; for a full disk, how much is missing.
+    pub(crate) fn open(plan: &mut Plan) -> Result<ImageMedium, Error> {
+        let image = match plan.target.take() {
+            Some(image) => image,
+            None => {
+                create(plan)?;
+                Image::open_exclusive(&plan.image, Access::ReadWrite)
+                    .map_err(|error| Error::new("opening", error))?
+            }
+        };
+        let pair = image.read_superblocks();
+        let mut old_backups = Vec::new();
+        for place in [pair.backup_offset_bytes, last_page(image.bytes())] {
+            let inside = place >= PAGE_BYTES && place + PAGE_BYTES <= image.bytes();
+            if inside && place != plan.superblock.backup_offset_bytes {
+                old_backups.push(place);
+            }
+        }
+        Ok(ImageMedium {
+            image,
+            superblock: plan.superblock.clone(),
+            preallocate: plan.preallocate,
+            old_backups,
+        })
+    }
+}
+
+fn last_page(bytes: u64) -> u64 {
+    (bytes / PAGE_BYTES).saturating_sub(1) * PAGE_BYTES
+}
+
+/// Creates the image, not longer readable than by root, with all its space.
+fn create(plan: &Plan) -> Result<(), Error> {
+    let what = plan.image.display();
+    let file =
+        File::options().read(true).write(true).create_new(true).mode(0o600).open(&plan.image);
+    let file = file.map_err(|error| Error::new(&what, error))?;
+    let bytes = plan.superblock.image_bytes;
+    let outcome = allocate(&file, bytes);
+    outcome.map_err(|error| {
+        drop(fs::remove_file(&plan.image));
+        let full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        let why = match available_bytes(&file) {
+            Some(free) if full => format!(
+                "the disk is full: {} are needed, {} are free: choose a smaller -s, or another disk",
+                size::human(bytes),
+                size::human(free)
+            ),
+            _ => format!("allocating {}: {error}", size::human(bytes)),
+        };
+        Error::new(&what, why)
+    })
+}
+
+fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    swapfsd::sys::file::allocate(file, bytes).map_err(io::Error::from_raw_os_error)
+}
+
+fn available_bytes(file: &File) -> Option<u64> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    swapfsd::sys::file::available_bytes(std::path::Path::new(&path)).ok()
+}
+
+impl Medium for ImageMedium {
+    fn write(&mut self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        write_all_at(self.image.file(), bytes, offset_bytes).map_err(io::Error::from_raw_os_error)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.image.file().sync_all()
+    }
+
+    fn prepare_data(&mut self, progress: Progress<'_>) -> io::Result<()> {
+        if self.image.kind() == ImageKind::BlockDevice {
+            return Ok(());
+        }
+        let end = self.superblock.data_offset_bytes + self.superblock.data_bytes;
+        allocate(self.image.file(), end.max(self.image.bytes()))?;
+        if self.preallocate == Preallocate::Falloc {
+            return Ok(());
+        }
+        let direct =
+            self.image.open_direct().map_err(|error| io::Error::other(error.to_string()))?;
+        // Fresh from the system, so all zeros, and aligned for direct I/O.
+        let zeros = BufferPool::new(0, 1)?.take(LARGE_BYTES);
+        let total = self.superblock.data_bytes;
+        let mut done = 0;
+        while done < total {
+            if progress(done, total).is_break() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let len = (total - done).min(zeros.len() as u64);
+            let offset = self.superblock.data_offset_bytes + done;
+            write_all_at(&direct, &zeros[..len as usize], offset)
+                .map_err(io::Error::from_raw_os_error)?;
+            done += len;
+        }
+        let _: ControlFlow<()> = progress(total, total);
+        Ok(())
+    }
+
+    fn old_backups(&self) -> Vec<u64> {
+        self.old_backups.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! Every back end, every engine and every filter against the reference model, through `Volume`.
+
+use std::sync::Arc;
+use swapfs_format::PAGE_BYTES;
+use swapfs_format::fault::FaultPlan;
+use swapfs_format::geometry::Geometry;
+use swapfs_format::superblock::Superblock;
+use swapfs_tests::conformance::targets::{Direct, Started};
+use swapfs_tests::conformance::{self, Target};
+use swapfs_tests::rng;
+use swapfsd::backend::registry;
+use swapfsd::buffer::BufferPool;
+use swapfsd::image::{Access, Image};
+use swapfsd::volume::Volume;
+
+const SLOTS: u64 = 640;
+const OPERATIONS: u32 = 3000;
+
+/// A formatted image, its volume, and the file that goes when the test ends.
+fn volume(type_name: &str, options: &str) -> (Direct, tempfile::NamedTempFile) {
+    let spec = swapfs_format::types::find(type_name).unwrap();
+    let typed = spec.parse_options(options).unwrap();
+    let geometry = if spec.ghost {
+        Geometry::ghost(SLOTS * PAGE_BYTES).unwrap()
+    } else {
+        Geometry::in_place(SLOTS * PAGE_BYTES, PAGE_BYTES).unwrap()
+    };
+    let superblock = Superblock::new(type_name, &geometry, uuid::Uuid::new_v4());
+    // Not in /tmp, which may be a tmpfs.
+    let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+    file.as_file().set_len(superblock.image_bytes).unwrap();
+    let image = Image::open_exclusive(file.path(), Access::ReadWrite).unwrap();
+    let resources = registry::resources(&typed);
+    let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
+    let backend = registry::build(&image, &superblock, &typed, &buffers).unwrap();
+    let volume = loop {
+        // With faults on, writing the header may fail too.
+        match Volume::new(Arc::clone(&backend), buffers.clone(), &superblock.swap_header()) {
+            Ok(volume) => break volume,
+            Err(error) => assert_ne!(typed.common.faults, FaultPlan::default(), "{error}"),
+        }
+    };
+    (Direct { volume, faults: !typed.common.faults.rules.is_empty() }, file)
+}
+
+fn run(name: &str, type_name: &str, options: &str) {
+    let seed = rng::seed(name);
+    let (direct, _file) = volume(type_name, options);
+    conformance::run_all(&direct, seed, OPERATIONS);
+    assert_eq!(direct.volume.requests_in_flight(), 0);
+}
+
+/// The same through the side that does not wait.
+fn run_started(name: &str, options: &str) {
+    let seed = rng::seed(name);
+    let (direct, _file) = volume("linear", options);
+    let started = Started(direct);
+    conformance::run_all(&started, seed, OPERATIONS);
+    let mut in_ring = 0;
+    started.0.volume.backend_statistics(&mut |name, value| {
+        if name == "uring_requests" {
+            in_ring = value;
+        }
+    });
+    assert!(in_ring > u64::from(OPERATIONS), "only {in_ring} requests went through the ring");
+    assert_eq!(started.0.volume.requests_in_flight(), 0);
+    assert_eq!(started.bytes(), SLOTS * PAGE_BYTES);
+}
+
+#[test]
+fn ram() {
+    run("ram", "ram", "");
+}
+
+#[test]
+fn linear_sync() {
+    run("linear sync", "linear", "engine=sync");
+}
+
+#[test]
+fn linear_sync_without_checksums() {
+    run("linear sync, no checksums", "linear", "engine=sync,checksum=off,discard=off");
+}
+
+#[test]
+fn linear_uring() {
+    run("linear uring", "linear", "engine=uring");
+}
+
+#[test]
+fn linear_uring_started() {
+    run_started("linear uring, started", "engine=uring");
+}
+
+#[test]
+fn linear_uring_started_without_checksums() {
+    run_started("linear uring, started, no checksums", "engine=uring,checksum=off");
+}
+
+#[test]
+fn fault_filter_in_front_of_ram() {
+    run("ram with faults", "ram", "fault=all:EIO:1/150+write:ENOSPC:1/150,fault-seed=9");
+}
+
+#[test]
+fn fault_filter_in_front_of_linear() {
+    run("linear sync with faults", "linear", "engine=sync,fault=all:EIO:1/100");
+}
+
+#[test]
+fn fault_filter_in_front_of_started_requests() {
+    run_started("linear uring with faults, started", "engine=uring,fault=all:EIO:1/100");
+}
+
+#[test]
+fn delay_filter() {
+    let seed = rng::seed("delay");
+    let (direct, _file) = volume("ram", "delay=20");
+    conformance::concurrent::run(&direct, seed, 300);
+}
