@@ -7,14 +7,13 @@ use std::io;
 /// something can be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    what: String,
-    why: String,
+    text: String,
 }
 
 impl Failure {
     /// `what` names the thing (a path, a device, a step), `why` the reason.
     pub fn new(what: impl fmt::Display, why: impl fmt::Display) -> Failure {
-        Failure { what: what.to_string(), why: why.to_string() }
+        Failure { text: format!("{what}: {why}") }
     }
 
     /// A failed system call: `doing` is a verb phrase, as in `cannot open: No such file`.
@@ -25,14 +24,21 @@ impl Failure {
     /// The same failure with more to say behind the reason.
     #[must_use]
     pub fn and(self, more: impl fmt::Display) -> Failure {
-        Failure { why: format!("{}; {more}", self.why), ..self }
+        Failure { text: format!("{}; {more}", self.text) }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.why)
+        f.write_str(&self.text)
     }
 }
 
 impl std::error::Error for Failure {}
+
+impl From<mkswapfs::Error> for Failure {
+    /// Those are written as `WHAT: WHY` too.
+    fn from(error: mkswapfs::Error) -> Failure {
+        Failure { text: error.to_string() }
+    }
+}

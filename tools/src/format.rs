@@ -1,9 +1,12 @@
-//! Formatting a new image: the formatter, run under its own name, with its own messages.
+//! Formatting a new image: the formatter's library, with a progress bar and an ear for signals.
 
 use crate::failure::Failure;
-use std::os::unix::process::CommandExt;
+use crate::interrupt::Interrupt;
+use indicatif::{ProgressBar, ProgressStyle};
+use mkswapfs::FormatRequest;
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use swapfs_format::superblock::Superblock;
 use swapfs_format::types::TypeSpec;
 
 /// A volume to be made where nothing is.
@@ -19,30 +22,70 @@ pub struct NewVolume<'a> {
     pub options: &'a str,
 }
 
-/// Makes the image.
+/// Makes the image, and says what its superblock holds.
 ///
 /// # Errors
-/// If the formatter failed; its own message is on standard error.
-pub fn format(volume: &NewVolume<'_>) -> Result<(), Failure> {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("mkswapfs").args(["-t", volume.spec.name]);
-    command.args(["-s", &volume.volume_bytes.to_string()]);
-    if !volume.options.is_empty() {
-        command.args(["-o", volume.options]);
+/// What the formatter refused or could not do, or that a signal came: then there is no image.
+pub fn format(volume: &NewVolume<'_>, interrupt: &Interrupt) -> Result<Superblock, Failure> {
+    let request = FormatRequest {
+        type_name: volume.spec.name.to_owned(),
+        volume_bytes: Some(volume.volume_bytes),
+        options: volume.options.to_owned(),
+        ..FormatRequest::new(volume.image)
+    };
+    let bar = ProgressBar::new(0);
+    if let Ok(style) =
+        ProgressStyle::with_template("formatting {wide_bar} {bytes} of {total_bytes}")
+    {
+        bar.set_style(style);
     }
-    let status = command
-        .arg(volume.image)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        // Ctrl-C is for `up`, which removes the image again.
-        .process_group(0)
-        .status()
-        .map_err(|error| Failure::os("mkswapfs", "start", &error))?;
-    if status.success() {
-        return Ok(());
+    let formatted = mkswapfs::format_image(&request, &mut |done_bytes, total_bytes| {
+        bar.set_length(total_bytes);
+        bar.set_position(done_bytes);
+        if interrupt.is_raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    bar.finish_and_clear();
+    Ok(formatted?.superblock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{self, Image};
+    use swapfs_format::types;
+
+    fn volume(image: &Path) -> NewVolume<'_> {
+        let options = "engine=sync";
+        NewVolume { image, spec: &types::LINEAR, volume_bytes: 4 << 20, options }
     }
-    Err(Failure::new(
-        volume.image.display(),
-        format_args!("was not formatted ({status}); the formatter's own message is above"),
-    ))
+
+    #[test]
+    fn an_image_is_made_as_asked() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("image");
+        let superblock = format(&volume(&path), &Interrupt::default()).unwrap();
+        assert_eq!(superblock.volume_bytes(), 4 << 20);
+        assert_eq!(superblock.options, "engine=sync");
+        assert_eq!(image::superblock(&path), Ok(superblock));
+    }
+
+    #[test]
+    fn a_signal_leaves_no_image() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("image");
+        let interrupt = Interrupt::default();
+        interrupt.raise();
+        assert!(format(&volume(&path), &interrupt).is_err());
+        assert_eq!(image::look(&path), Ok(Image::Absent));
+    }
+
+    #[test]
+    fn what_the_formatter_refuses_is_passed_on() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("image");
+        let wrong = NewVolume { options: "engine=warp", ..volume(&path) };
+        let failure = format(&wrong, &Interrupt::default()).unwrap_err().to_string();
+        assert!(failure.contains("'warp' is not allowed"), "{failure}");
+        assert_eq!(image::look(&path), Ok(Image::Absent));
+    }
 }

@@ -2,14 +2,15 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | `multicall`, `cli` | which program was called, and the command line of `swapfs` |
-//! | [`up`], [`down`], [`status`], [`demo`], `inspect`, `fsck`, `mount` | one command each |
+//! | [`multicall`], [`cli`] | which program was called, and the command line of `swapfs` |
+//! | [`up`], [`down`], [`status`], [`demo`], `inspect`, `fsck`, [`mount`] | one command each |
 //! | [`volumes`] | which volumes are up: found, not remembered |
 //! | [`daemon`], [`probe`], [`stats`] | the daemon: start and end it, ask it without hanging |
 //! | [`loop_device`], [`swap_off`], [`image`], [`format`] | one step of `up` or `down` each |
 //! | [`memory_check`], [`sizing`] | decisions on numbers, without I/O |
 //! | [`procfs`], [`sys`] | the kernel's text files and system calls |
 
+pub mod cli;
 pub mod daemon;
 pub mod demo;
 pub mod down;
@@ -19,6 +20,8 @@ pub mod image;
 pub mod interrupt;
 pub mod loop_device;
 pub mod memory_check;
+pub mod mount;
+pub mod multicall;
 pub mod probe;
 pub mod procfs;
 pub mod render;

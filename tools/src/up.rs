@@ -111,7 +111,7 @@ pub fn bring_up(request: &UpRequest, interrupt: &Interrupt) -> Result<UpReport, 
         Image::Unusable(error) => return Err(image::unusable(&image_path, &error)),
         Image::Absent => {
             let spec = wanted_type.unwrap_or(types::TYPES[0]);
-            (make_image(&image_path, spec, request, &mut rollback)?, true)
+            (make_image(&image_path, spec, request, interrupt, &mut rollback)?, true)
         }
     };
     interrupt.check("mount the volume")?;
@@ -219,6 +219,7 @@ fn make_image(
     image_path: &Path,
     spec: &'static TypeSpec,
     request: &UpRequest,
+    interrupt: &Interrupt,
     rollback: &mut Rollback,
 ) -> Result<Superblock, Failure> {
     let directory = image_path.parent().unwrap_or(Path::new("/")).to_owned();
@@ -238,6 +239,9 @@ fn make_image(
             sizing::default_volume_bytes(&directory, meminfo::read()?.total_bytes, free_bytes)?
         }
     };
+    let volume = NewVolume { image: image_path, spec, volume_bytes, options: &request.options };
+    let superblock = format::format(&volume, interrupt)?;
+    // Only now: had it failed, a file of that name would be somebody else's.
     let made = image_path.to_owned();
     rollback.push(move || match std::fs::remove_file(&made) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -245,13 +249,7 @@ fn make_image(
         }
         _ => Ok(()),
     });
-    format::format(&NewVolume {
-        image: image_path,
-        spec,
-        volume_bytes,
-        options: &request.options,
-    })?;
-    image::superblock(image_path)
+    Ok(superblock)
 }
 
 /// Makes `RUN_DIRECTORY/UUID`.
