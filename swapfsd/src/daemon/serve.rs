@@ -36,7 +36,6 @@ pub(super) fn background(arguments: &Arguments) -> Result<(), StartError> {
         Forked::Parent(pipe, _) => wait_for_child(pipe),
         Forked::Child(pipe) => {
             logging::start(LogTarget::KernelLog);
-            drop(std::env::set_current_dir("/"));
             process::detach_standard_streams().map_err(system)?;
             run(arguments, Readiness::Pipe(pipe))
         }
@@ -116,6 +115,8 @@ impl Mounted {
     }
 
     fn serve(self, mut readiness: Readiness) -> Result<(), StartError> {
+        // Not before the paths of the command line have been resolved.
+        drop(std::env::set_current_dir("/"));
         let signals = Signals::new([SIGTERM, SIGINT])
             .map_err(|error| StartError::new("signal handlers", error))?;
         let handle = signals.handle();
