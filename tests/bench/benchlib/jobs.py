@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 
+from . import quiet
 from .host import BenchError, program, run
 
 MS_PER_S = 1000
 JOB_GRACE_S = 30
+QUIET_WAIT_S = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,12 @@ JOBS = [
 # How fio fills what it writes. Daemons that only move bytes do not care; zram does.
 DATA = {
     "random": [],
-    "half": ["--buffer_compress_percentage=50", "--buffer_compress_chunk=4096"],
+    # Without the last option fio refills each buffer, and its speed is measured instead.
+    "half": [
+        "--buffer_compress_percentage=50",
+        "--buffer_compress_chunk=4096",
+        "--refill_buffers=0",
+    ],
     "zero": ["--zero_buffers"],
 }
 
@@ -77,13 +83,7 @@ def write_once(target, size_bytes, data):
     )
 
 
-def cpu_times_ticks():
-    """Idle and stolen time of all CPUs: what the neighbours on this machine took."""
-    fields = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
-    return {"all": sum(fields[:8]), "idle": fields[3] + fields[4], "steal": fields[7]}
-
-
-def measure(job, target, size_bytes, data, runtime_s, cpus=None):
+def measure_once(job, target, size_bytes, data, runtime_s, cpus=None):
     """Runs one job and gives its figure in the job's unit, with what helps to judge it."""
     command = [
         *fio_command(target, size_bytes, job.pattern, job.block_bytes, job.depth, data, cpus),
@@ -91,9 +91,9 @@ def measure(job, target, size_bytes, data, runtime_s, cpus=None):
         f"--runtime={round(runtime_s * MS_PER_S)}ms",
         f"--ramp_time={round(runtime_s * MS_PER_S / 8)}ms",
     ]
-    before = cpu_times_ticks()
+    watch = quiet.Watch()
     text = run(command, timeout_s=runtime_s * 2 + JOB_GRACE_S)
-    after = cpu_times_ticks()
+    foreign = watch.share()
     try:
         # Warnings may stand before the JSON.
         result = json.loads(text[text.index("{") :])["jobs"][0]
@@ -108,11 +108,22 @@ def measure(job, target, size_bytes, data, runtime_s, cpus=None):
         "us": lambda: sides[0]["lat_ns"]["mean"] / 1e3,
     }[job.unit]()
     percentile = sides[0].get("clat_ns", {}).get("percentile", {})
-    span = max(1, after["all"] - before["all"])
     return {
         "figure": figure,
         "p50_us": percentile.get("50.000000", 0) / 1e3,
         "p99_us": percentile.get("99.000000", 0) / 1e3,
-        "busy": 1 - (after["idle"] - before["idle"]) / span,
-        "steal": (after["steal"] - before["steal"]) / span,
+        "foreign": foreign,
     }
+
+
+def measure(job, target, size_bytes, data, runtime_s, cpus=None, tries=1):
+    """One figure: of up to `tries` samples, the first that others left alone, else the least
+    disturbed."""
+    samples = []
+    for _ in range(tries):
+        if tries > 1:
+            quiet.wait(QUIET_WAIT_S)
+        samples.append(measure_once(job, target, size_bytes, data, runtime_s, cpus))
+        if samples[-1]["foreign"] <= quiet.QUIET_SHARE:
+            break
+    return min(samples, key=lambda sample: sample["foreign"])

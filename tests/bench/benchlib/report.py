@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 
+from . import quiet
 from .host import read_text
 from .jobs import JOBS
 
@@ -110,7 +111,7 @@ class Results:
 
     def figures(self):
         """Rows of the main table."""
-        rows = [["system", *(f"{job.title}, {job.unit}" for job in self.jobs)]]
+        rows = [["system", *(f"{job.name} {job.unit}" for job in self.jobs)]]
         for system in self.present():
             cells = self.samples[system.name]
             rows.append([system.name, *(show(median(cells[job.name]), job) for job in self.jobs)])
@@ -147,10 +148,9 @@ class Results:
         """All tables with their titles."""
         engines = {"disk-uring": "disk-sync", "linear-uring": "linear-sync"}
         tables = [
-            ("Figures (medians)", self.figures()),
+            ("Figures (medians of the rounds)", self.figures()),
             (
-                "Ratios to the named peer (medians of the ratios within a round; "
-                "us: lower is better, MB/s and k/s: higher is better)",
+                "Ratios to the named peer (us: lower is better; MB/s and k/s: higher is better)",
                 self.ratios(lambda system: system.peer),
             ),
             ("Ratios of the engines", self.ratios(lambda system: engines.get(system.name))),
@@ -161,15 +161,21 @@ class Results:
     def notes(self):
         """What is not in the tables."""
         shares = [
-            sample["steal"]
+            sample["foreign"]
             for cells in self.samples.values()
             for samples in cells.values()
             for sample in samples
         ]
-        lines = [f"{system.name}: {system.text}" for system in self.present()]
+        lines = [f"{job.name}: {job.title}, {job.unit}" for job in self.jobs]
+        lines += [f"{system.name}: {system.text}" for system in self.present()]
         lines += [f"{name}: skipped: {reason}" for name, reason in self.skipped.items()]
         if shares:
-            lines.append(f"CPU time stolen by the host: {statistics.mean(shares):.1%} on average")
+            disturbed = sum(share > quiet.QUIET_SHARE for share in shares)
+            lines.append(
+                f"{disturbed} of {len(shares)} samples were disturbed (others used more than "
+                f"{quiet.QUIET_SHARE:.0%} of a CPU); on average others used "
+                f"{statistics.mean(shares):.1%}"
+            )
         return lines
 
     def text(self):

@@ -7,9 +7,10 @@
 //!
 //! The options try to lower the floor itself; `tests/bench/floor-explore` compares them.
 
+mod latency;
+
 use std::ffi::OsStr;
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::ptr::{self, NonNull};
@@ -23,6 +24,8 @@ use fuser::{
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session,
     WriteFlags,
 };
+
+use latency::Latency;
 
 /// What the loop device needs of the block size, and the unit of the discard granularity.
 const BLOCK_BYTES: u32 = 4096;
@@ -60,6 +63,9 @@ struct Args {
     /// Hold /dev/cpu_dma_latency at this value: 0 keeps every idle CPU of the machine polling
     #[arg(long, value_name = "US")]
     cpu_dma_latency_us: Option<i32>,
+    /// Hold it only while requests come, and for so long after the last one
+    #[arg(long, value_name = "MS", requires = "cpu_dma_latency_us")]
+    latency_linger_ms: Option<u64>,
     /// Ask for huge pages for the data (and, with GLIBC_TUNABLES, for the request buffers)
     #[arg(long)]
     huge: bool,
@@ -157,9 +163,16 @@ impl Ram {
 /// The file system: a root directory and one file.
 struct Floor {
     ram: Ram,
+    latency: Option<Latency>,
 }
 
 impl Floor {
+    fn touch(&self) {
+        if let Some(latency) = &self.latency {
+            latency.touch();
+        }
+    }
+
     fn attr(&self, ino: INodeNo) -> Option<FileAttr> {
         let (kind, perm, nlink, size) = match ino {
             INodeNo::ROOT => (FileType::Directory, 0o700, 2, 0),
@@ -233,6 +246,7 @@ impl Filesystem for Floor {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.touch();
         let len = size as usize;
         match self.ram.at(offset, len) {
             // SAFETY: the range is inside the mapping. The bytes go to writev(2) and nowhere else.
@@ -253,6 +267,7 @@ impl Filesystem for Floor {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.touch();
         let Some(target) = self.ram.at(offset, data.len()) else {
             return reply.error(Errno::EIO);
         };
@@ -376,21 +391,14 @@ fn serve(args: &Args) -> Result<(), String> {
     if len == 0 || !args.size.is_multiple_of(u64::from(BLOCK_BYTES)) {
         return Err(format!("--size: {len} is not a positive multiple of {BLOCK_BYTES}"));
     }
-    // The request holds as long as the descriptor is open.
-    let mut latency = None;
-    if let Some(us) = args.cpu_dma_latency_us {
-        let path = "/dev/cpu_dma_latency";
-        let mut file = OpenOptions::new()
-            .write(true)
-            .open(path)
-            .map_err(|error| format!("{path}: {error}"))?;
-        file.write_all(&us.to_ne_bytes()).map_err(|error| format!("{path}: {error}"))?;
-        latency = Some(file);
-    }
     let ram = Ram::map(len, args.huge, !args.no_populate)?;
     if !args.no_lock && !args.no_populate {
         lock_memory();
     }
+    // Before the serving threads take their class: its thread must not.
+    let linger = args.latency_linger_ms.map(Duration::from_millis);
+    let demand = |us| Latency::demand(us, linger);
+    let latency = args.cpu_dma_latency_us.map(demand).transpose()?;
     schedule(args)?;
 
     let mut config = Config::default();
@@ -404,12 +412,10 @@ fn serve(args: &Args) -> Result<(), String> {
     ];
     config.n_threads = Some(args.threads);
     config.clone_fd = args.clone_fd;
-    let session = Session::new(Floor { ram }, &args.mountpoint, &config)
+    let session = Session::new(Floor { ram, latency }, &args.mountpoint, &config)
         .map_err(|error| format!("mount on {}: {error}", args.mountpoint.display()))?;
     println!("ready locked={}", !UNLOCKED.load(Ordering::Relaxed));
-    session.run().map_err(|error| format!("session: {error}"))?;
-    drop(latency);
-    Ok(())
+    session.run().map_err(|error| format!("session: {error}"))
 }
 
 fn main() -> ExitCode {
