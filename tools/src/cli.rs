@@ -179,7 +179,7 @@ fn run_up(arguments: UpArguments) -> Result<ExitCode, Failure> {
 
 fn run_down(arguments: &DownArguments) -> Result<ExitCode, Failure> {
     if !process::is_root() {
-        return Err(Failure::new("down", "only root can end swap: run it as root (sudo)"));
+        return Err(Failure::new("not root", "only root can end swap: try again with sudo"));
     }
     let volumes = volumes::discover()?;
     let chosen: Vec<&Volume> = match &arguments.volume {

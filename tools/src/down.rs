@@ -30,8 +30,10 @@ pub struct DownReport {
     pub mount: PathBuf,
     /// Swap areas that were in use.
     pub swapped_off: Vec<PathBuf>,
-    /// What was on them.
+    /// What was on them and is in memory again.
     pub taken_back_bytes: u64,
+    /// What was on them and is lost, because the daemon had died.
+    pub lost_bytes: u64,
     /// Loop devices that were attached.
     pub detached: Vec<PathBuf>,
     /// It was mounted.
@@ -56,6 +58,9 @@ impl fmt::Display for DownReport {
         write!(f, "{}: down ({}", name.display(), done.join(", "))?;
         if self.taken_back_bytes > 0 {
             write!(f, "; {} taken back", human(self.taken_back_bytes))?;
+        }
+        if self.lost_bytes > 0 {
+            write!(f, "; {} LOST", human(self.lost_bytes))?;
         }
         write!(f, ")")
     }
@@ -104,6 +109,7 @@ pub fn take_down(volume: &Volume, policy: DownPolicy) -> Result<DownReport, Fail
         mount: volume.mount.clone(),
         swapped_off: Vec::new(),
         taken_back_bytes: 0,
+        lost_bytes: 0,
         detached: Vec::new(),
         unmounted: false,
         warnings: Vec::new(),
@@ -118,7 +124,11 @@ pub fn take_down(volume: &Volume, policy: DownPolicy) -> Result<DownReport, Fail
     for area in volume.swap_areas() {
         swap_off::run(area, policy.on_signal)?;
         report.swapped_off.push(area.path.clone());
-        report.taken_back_bytes += area.used_bytes;
+        if answer == Answer::Dead {
+            report.lost_bytes += area.used_bytes;
+        } else {
+            report.taken_back_bytes += area.used_bytes;
+        }
     }
     let volume_file = volume.volume_file();
     for device in &volume.devices {
@@ -194,11 +204,12 @@ mod tests {
 
     #[test]
     fn the_report_for_people() {
-        let report = DownReport {
+        let mut report = DownReport {
             image: Some("/img/a".into()),
             mount: "/run/swapfs/u1".into(),
             swapped_off: vec!["/dev/loop1".into()],
             taken_back_bytes: 8 << 20,
+            lost_bytes: 0,
             detached: vec!["/dev/loop1".into()],
             unmounted: true,
             warnings: Vec::new(),
@@ -208,6 +219,8 @@ mod tests {
             "/img/a: down (swap off /dev/loop1, detached /dev/loop1, unmounted /run/swapfs/u1; \
              8 MiB taken back)"
         );
+        report.lost_bytes = 4096;
+        assert!(report.to_string().ends_with("; 8 MiB taken back; 4 KiB LOST)"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`multicall`], [`cli`] | which program was called, and the command line of `swapfs` |
-//! | [`up`], [`down`], [`status`], [`demo`], `inspect`, `fsck`, [`mount`] | one command each |
+//! | [`up`], [`down`], [`status`], [`demo`], [`inspect`], [`fsck`], [`mount`] | one command each |
 //! | [`volumes`] | which volumes are up: found, not remembered |
 //! | [`daemon`], [`probe`], [`stats`] | the daemon: start and end it, ask it without hanging |
 //! | [`loop_device`], [`swap_off`], [`image`], [`format`] | one step of `up` or `down` each |
@@ -16,7 +16,9 @@ pub mod demo;
 pub mod down;
 pub mod failure;
 pub mod format;
+pub mod fsck;
 pub mod image;
+pub mod inspect;
 pub mod interrupt;
 pub mod loop_device;
 pub mod memory_check;

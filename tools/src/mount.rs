@@ -49,7 +49,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     if !crate::sys::process::is_root() {
-        eprintln!("mount.swapfs: {}: only root can mount: run it as root", request.image.display());
+        eprintln!("mount.swapfs: not root: only root can mount: try again with sudo");
         return ExitCode::from(EXIT_USAGE);
     }
     if request.verbose {

@@ -9,6 +9,7 @@ use crate::image::{self, Image};
 use crate::interrupt::Interrupt;
 use crate::procfs::{meminfo, swaps};
 use crate::sys::swap::{self, Discard};
+use crate::volumes::Volume;
 use crate::{daemon, loop_device, probe, sizing, sys, volumes};
 use rollback::Rollback;
 use serde::Serialize;
@@ -98,7 +99,8 @@ pub fn bring_up(request: &UpRequest, interrupt: &Interrupt) -> Result<UpReport, 
     checks::machine()?;
     let wanted_type = request.type_name.as_deref().map(find_type).transpose()?;
     let image_path = resolve(&request.image)?;
-    checks::not_up(&volumes::discover()?, &image_path)?;
+    let volumes = volumes::discover()?;
+    checks::not_up(&volumes, &image_path)?;
     let mount_point = request.mount_point.as_deref().map(checks::mount_point).transpose()?;
     let found = image::look(&image_path)?;
 
@@ -118,7 +120,7 @@ pub fn bring_up(request: &UpRequest, interrupt: &Interrupt) -> Result<UpReport, 
 
     let mount = match mount_point {
         Some(mount) => mount,
-        None => make_mount_point(&superblock.uuid.to_string(), &mut rollback)?,
+        None => make_mount_point(&superblock.uuid.to_string(), &volumes, &mut rollback)?,
     };
     // What is in the header of a volume just formatted need not be said again.
     let mount_options = if formatted { "" } else { &request.options };
@@ -253,13 +255,18 @@ fn make_image(
 }
 
 /// Makes `RUN_DIRECTORY/UUID`.
-fn make_mount_point(uuid: &str, rollback: &mut Rollback) -> Result<PathBuf, Failure> {
+fn make_mount_point(
+    uuid: &str,
+    volumes: &[Volume],
+    rollback: &mut Rollback,
+) -> Result<PathBuf, Failure> {
     let run_directory = PathBuf::from(volumes::RUN_DIRECTORY);
     if make_directory(&run_directory)? {
         let made = run_directory.clone();
         rollback.push(move || daemon::remove_directory(&made));
     }
     let mount = run_directory.join(uuid);
+    checks::not_mounted(volumes, &mount)?;
     if make_directory(&mount)? {
         let made = mount.clone();
         rollback.push(move || daemon::remove_directory(&made));

@@ -1,2 +1,7 @@
-//! (being built)
-fn main() {}
+//! `fsck.swapfs` as a program of its own.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    swapfs_tools::fsck::main(std::env::args_os())
+}

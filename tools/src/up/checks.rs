@@ -16,7 +16,7 @@ const FUSE_DEVICE: &str = "/dev/fuse";
 /// The first that is missing, and how to get it.
 pub fn machine() -> Result<(), Failure> {
     if !process::is_root() {
-        return Err(Failure::new("up", "only root can mount and swap: run it as root (sudo)"));
+        return Err(Failure::new("not root", "only root can mount and swap: try again with sudo"));
     }
     present(Path::new(FUSE_DEVICE), "modprobe fuse")?;
     present(Path::new(loop_device::CONTROL), "modprobe loop")
@@ -56,6 +56,22 @@ pub fn not_up(volumes: &[Volume], image: &Path) -> Result<(), Failure> {
             "is already up: mounted at {}{}: see 'swapfs status', or run 'swapfs down' first",
             volume.mount.display(),
             devices.concat()
+        ),
+    ))
+}
+
+/// No other volume is mounted where this one would be: a copy of an image has its UUID too.
+///
+/// # Errors
+/// Says which one.
+pub fn not_mounted(volumes: &[Volume], mount: &Path) -> Result<(), Failure> {
+    let Some(volume) = volumes.iter().find(|volume| volume.mount == mount) else { return Ok(()) };
+    Err(Failure::new(
+        mount.display(),
+        format_args!(
+            "{} is mounted there, a volume with the same UUID: run 'swapfs down' for it first, or \
+             name another mount point with --mountpoint",
+            volume.name().display()
         ),
     ))
 }
@@ -103,6 +119,16 @@ mod tests {
             "/img/a: is already up: mounted at /run/swapfs/u1, attached to /dev/loop4: \
              see 'swapfs status', or run 'swapfs down' first"
         );
+    }
+
+    #[test]
+    fn a_copy_of_a_mounted_image_is_told_from_the_original() {
+        let mount = Path::new("/run/swapfs/u1");
+        let volume =
+            Volume { image: Some("/img/a".into()), mount: mount.into(), devices: Vec::new() };
+        let failure = not_mounted(&[volume], mount).unwrap_err().to_string();
+        assert!(failure.contains("/img/a is mounted there"), "{failure}");
+        assert_eq!(not_mounted(&[], mount), Ok(()));
     }
 
     #[test]

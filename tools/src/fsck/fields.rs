@@ -1,0 +1,92 @@
+//! What a superblock that decodes can still say wrongly: everything that needs the types.
+
+use super::survey::{FORMAT_AGAIN, Problem, ProblemKind};
+use std::collections::HashSet;
+use swapfs_format::PAGE_BYTES;
+use swapfs_format::superblock::Superblock;
+use swapfs_format::types::{self, TypeSpec};
+
+/// Checks type, options, data section and members.
+pub(super) fn check(
+    superblock: &Superblock,
+    problems: &mut Vec<Problem>,
+    notes: &mut Vec<String>,
+) {
+    let Some(spec) = superblock.type_spec() else {
+        problems.push(Problem::beyond_repair(
+            ProblemKind::UnknownType,
+            format_args!(
+                "unknown type '{}': this program knows {}",
+                superblock.type_name,
+                types::known_names()
+            ),
+            "use a newer swapfs, or format it again with mkswapfs -f",
+        ));
+        return;
+    };
+    if let Err(error) = spec.parse_options(&superblock.options) {
+        problems.push(Problem::beyond_repair(
+            ProblemKind::BadOption,
+            error,
+            format_args!("use the swapfs that formatted it, or {FORMAT_AGAIN}"),
+        ));
+    }
+    if let Some(why) = wrong_data_section(superblock, spec) {
+        problems.push(Problem::beyond_repair(ProblemKind::WrongDataSection, why, FORMAT_AGAIN));
+    }
+    let erase_block_bytes = u64::from(superblock.erase_block_bytes);
+    if !superblock.data_offset_bytes.is_multiple_of(erase_block_bytes) {
+        notes.push(format!(
+            "the data section starts at byte {}, in the middle of an erase block of \
+             {erase_block_bytes} bytes: right, but slower",
+            superblock.data_offset_bytes
+        ));
+    }
+    if let Some(why) = wrong_members(superblock, spec) {
+        problems.push(Problem::beyond_repair(ProblemKind::BadMembers, why, FORMAT_AGAIN));
+    }
+}
+
+fn wrong_data_section(superblock: &Superblock, spec: &TypeSpec) -> Option<String> {
+    if spec.ghost != superblock.is_ghost() {
+        let has = if superblock.is_ghost() { "no data section" } else { "a data section" };
+        return Some(format!("the image has {has}: type '{}' does not go with that", spec.name));
+    }
+    let too_small = superblock.data_bytes < superblock.volume_bytes();
+    (spec.name == types::LINEAR.name && too_small).then(|| {
+        format!(
+            "the data section has {} bytes, and the volume {}",
+            superblock.data_bytes,
+            superblock.volume_bytes()
+        )
+    })
+}
+
+fn wrong_members(superblock: &Superblock, spec: &TypeSpec) -> Option<String> {
+    let members = &superblock.members;
+    let first = members.first()?;
+    if let Some(bad) = members
+        .iter()
+        .find(|member| member.size_bytes == 0 || !member.size_bytes.is_multiple_of(PAGE_BYTES))
+    {
+        return Some(format!(
+            "member {}: its size of {} bytes is no multiple of the page",
+            bad.uuid, bad.size_bytes
+        ));
+    }
+    if members.iter().any(|member| member.uuid == superblock.uuid) {
+        return Some("the volume is a member of itself".to_owned());
+    }
+    let mut uuids = HashSet::new();
+    let mut orders = HashSet::new();
+    for member in members {
+        if !uuids.insert(member.uuid) {
+            return Some(format!("member {}: is there twice", member.uuid));
+        }
+        if !orders.insert(member.order) {
+            return Some(format!("member {}: place {} is taken", member.uuid, member.order));
+        }
+    }
+    // None of the types has members yet; the one that will says so in its specification.
+    Some(format!("type '{}' has no members, and {} is one", spec.name, first.uuid))
+}

@@ -1,0 +1,23 @@
+//! `fsck.swapfs`: checks an image, and repairs what can be repaired without guessing.
+//!
+//! [`survey`] only looks; it says of each problem which write would end it. [`repair`] decides
+//! which of these are made, and makes them. What the pages of a volume hold is not looked at:
+//! they mean nothing once the area is swapped off.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`survey`] | which copy of the superblock is believed, and what is wrong on the image |
+//! | `fields` | what a superblock that decodes can still say wrongly |
+//! | [`repair`] | one run over an image: look, repair, look again |
+//! | [`report`] | what is said, as text and as JSON, and the exit status |
+
+mod cli;
+mod fields;
+pub mod repair;
+pub mod report;
+pub mod survey;
+
+pub use cli::main;
+
+#[cfg(test)]
+mod tests;

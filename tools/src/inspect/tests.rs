@@ -1,0 +1,88 @@
+use super::*;
+use mkswapfs::FormatRequest;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+
+fn formatted(change: impl FnOnce(&mut FormatRequest)) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let mut request = FormatRequest::new(&folder.path().join("image"));
+    request.volume_bytes = Some(1 << 20);
+    change(&mut request);
+    mkswapfs::format_image(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    (folder, request.image)
+}
+
+#[test]
+fn every_field_is_shown() {
+    let (_folder, path) = formatted(|request| {
+        request.label = "fast".to_owned();
+        request.options = "engine=sync, threads=3".to_owned();
+    });
+    let inspection = inspect(&path).unwrap();
+    let text = inspection.to_string();
+    let uuid = inspection.superblock.uuid.to_string();
+    for part in [
+        "type               linear: pages in place",
+        "label              fast",
+        uuid.as_str(),
+        "volume             1 MiB (1048576 bytes), 256 slots",
+        "data section       1 MiB (1048576 bytes) from byte 1048576",
+        "at byte 0: good\n",
+        "at byte 2097152: good\n",
+        "generation         1",
+        "options            engine=sync\n",
+        " threads=3\n",
+        " checksum=on  (default)\n",
+        "features           compatible none,",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let json = serde_json::to_value(&inspection).unwrap();
+    assert_eq!(json["superblock"]["slot_count"], 256);
+    assert_eq!(json["superblock"]["uuid"], uuid);
+    assert_eq!(json["primary"]["good"], true);
+    assert_eq!(json["copies_agree"], true);
+    assert_eq!(json["options"][0]["key"], "engine");
+    assert_eq!(json["options"][0]["default"], false);
+    for (field, _) in serde_json::to_value(&inspection.superblock).unwrap().as_object().unwrap() {
+        assert!(!json["superblock"][field].is_null(), "{field}");
+    }
+}
+
+#[test]
+fn a_ghost_image_has_no_data_section() {
+    let (_folder, path) = formatted(|request| request.type_name = "ram".to_owned());
+    assert!(inspect(&path).unwrap().to_string().contains("none: pages live outside the image"));
+}
+
+#[test]
+fn the_backup_is_shown_if_only_that_is_good() {
+    let (_folder, path) = formatted(|_| ());
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"x", 100).unwrap();
+    let inspection = inspect(&path).unwrap();
+    assert!(!inspection.primary.good && inspection.backup.good && !inspection.copies_agree);
+    let text = inspection.to_string();
+    assert!(text.contains("at byte 0: BAD: superblock checksum is wrong"), "{text}");
+    file.write_all_at(b"x", 2_097_152 + 100).unwrap();
+    let failure = inspect(&path).unwrap_err().to_string();
+    assert!(failure.contains("checksum is wrong") && failure.contains("no good backup"));
+}
+
+#[test]
+fn other_files_are_no_volume() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let path = folder.path().join("image");
+    let missing = inspect(&path).unwrap_err().to_string();
+    assert!(missing.contains("no such file"), "{missing}");
+    std::fs::write(&path, b"text").unwrap();
+    let other = inspect(&path).unwrap_err().to_string();
+    assert!(other.contains("not a swapfs volume"), "{other}");
+}
+
+#[test]
+fn a_mounted_volume_can_be_inspected() {
+    let (_folder, path) = formatted(|_| ());
+    let _mounted = Image::open_exclusive(&path, Access::ReadWrite).unwrap();
+    assert!(inspect(&path).is_ok());
+}
