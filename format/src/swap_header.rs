@@ -19,8 +19,24 @@ pub const MIN_SLOT_COUNT: u64 = 10;
 
 const VERSION_OFFSET: usize = 1024;
 const LAST_PAGE_OFFSET: usize = 1028;
+/// The number of bad pages stands here, and stays 0.
+const BAD_PAGE_COUNT_OFFSET: usize = 1032;
 const UUID_OFFSET: usize = 1036;
 const LABEL_OFFSET: usize = 1052;
+
+/// The layout as `(name, offset, length)` in bytes: what `FORMAT.md` is tested against. What it
+/// does not list is zero.
+#[must_use]
+pub fn layout() -> Vec<(&'static str, usize, usize)> {
+    vec![
+        ("version", VERSION_OFFSET, 4),
+        ("last_page", LAST_PAGE_OFFSET, 4),
+        ("bad_page_count", BAD_PAGE_COUNT_OFFSET, 4),
+        ("uuid", UUID_OFFSET, 16),
+        ("label", LABEL_OFFSET, LABEL_LEN),
+        ("signature", SIGNATURE_OFFSET, SIGNATURE.len()),
+    ]
+}
 
 /// What a swap header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
