@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -199,4 +200,18 @@ def zram(size_bytes):
         (sys_block / "disksize").write_text(str(size_bytes))
         yield f"/dev/zram{number}"
     finally:
-        (control / "hot_remove").write_text(number)
+        remove_zram(number)
+
+
+def remove_zram(number):
+    """Removes a zram device; whoever had it open may need a moment to let go."""
+    end = time.monotonic() + STOP_TIMEOUT_S
+    while True:
+        try:
+            pathlib.Path("/sys/class/zram-control/hot_remove").write_text(number)
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                print(f"bench: zram{number} stays: {error}", file=sys.stderr)
+                return
+            time.sleep(0.1)
