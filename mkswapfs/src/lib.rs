@@ -65,11 +65,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 pub fn format_image(request: &FormatRequest, progress: Progress<'_>) -> Result<Formatted, Error> {
     let mut plan = plan::plan(request)?;
     if !request.dry_run {
-        let outcome = execute(&mut plan, progress);
-        if outcome.is_err() && plan.create {
-            drop(fs::remove_file(&plan.image));
-        }
-        outcome?;
+        execute(&mut plan, progress)?;
     }
     Ok(Formatted {
         image: plan.image,
@@ -80,6 +76,11 @@ pub fn format_image(request: &FormatRequest, progress: Progress<'_>) -> Result<F
 }
 
 fn execute(plan: &mut Plan, progress: Progress<'_>) -> Result<(), Error> {
+    // A file that somebody else made since the plan is not ours to remove: opening fails then.
     let mut medium = write::ImageMedium::open(plan)?;
-    write::write_format(&mut medium, plan, progress)
+    let outcome = write::write_format(&mut medium, plan, progress);
+    if outcome.is_err() && plan.create {
+        drop(fs::remove_file(&plan.image));
+    }
+    outcome
 }

@@ -65,7 +65,7 @@ pub fn inspect(path: &Path, force: bool) -> Result<Target, Error> {
 }
 
 fn missing(path: &Path) -> Result<Target, Error> {
-    if path.starts_with("/dev") {
+    if path.starts_with("/dev") && !path.starts_with("/dev/shm") {
         return Err(Error::new(path.display(), "no such device"));
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -150,7 +150,16 @@ fn holds(image: &Image) -> Result<Option<String>, Error> {
     if read.is_ok() && start == MAGIC {
         return Ok(Some("a damaged swapfs volume".to_owned()));
     }
-    let output = Command::new("blkid").args(["-p", "-o", "export"]).arg(image.path()).output();
+    foreign_signature(image.path())
+}
+
+/// A file system, partition table or the like that `blkid` finds on a file or device; `None` if
+/// it finds nothing. A swapfs image is nothing to it.
+///
+/// # Errors
+/// If there is no blkid, or it can't say.
+pub fn foreign_signature(path: &Path) -> Result<Option<String>, Error> {
+    let output = Command::new("blkid").args(["-p", "-o", "export"]).arg(path).output();
     let output = match output {
         Ok(output) => output,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -112,8 +112,10 @@ impl ImageMedium {
             Some(image) => image,
             None => {
                 create(plan)?;
-                Image::open_exclusive(&plan.image, Access::ReadWrite)
-                    .map_err(|error| Error::new("opening", error))?
+                Image::open_exclusive(&plan.image, Access::ReadWrite).map_err(|error| {
+                    drop(fs::remove_file(&plan.image));
+                    Error::new("opening", error)
+                })?
             }
         };
         let pair = image.read_superblocks();

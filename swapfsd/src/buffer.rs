@@ -4,9 +4,9 @@
 //! Who finds no buffer waits until one comes back: every buffer is held by a request in flight,
 //! so that ends without any new memory.
 
+use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::MAX_REQUEST_BYTES;
 use crate::sys::memory::Mapping;
-use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -20,8 +20,13 @@ struct Class {
     /// Where the class starts in the mapping.
     offset: usize,
     buffer_bytes: usize,
-    free: Mutex<Vec<u32>>,
+    free: Mutex<Free>,
     returned: Condvar,
+}
+
+struct Free {
+    indices: Vec<u32>,
+    waiting: usize,
 }
 
 struct Inner {
@@ -52,7 +57,7 @@ impl BufferPool {
         let class = |offset, buffer_bytes, count: u32| Class {
             offset,
             buffer_bytes,
-            free: Mutex::new((0..count).rev().collect()),
+            free: Mutex::new(Free { indices: (0..count).rev().collect(), waiting: 0 }),
             returned: Condvar::new(),
         };
         let classes =
@@ -72,9 +77,13 @@ impl BufferPool {
         let class = &self.inner.classes[class_index];
         let mut free = class.free.lock();
         let index = loop {
-            match free.pop() {
+            match free.indices.pop() {
                 Some(index) => break index,
-                None => class.returned.wait(&mut free),
+                None => {
+                    free.waiting += 1;
+                    free = class.returned.wait(free);
+                    free.waiting -= 1;
+                }
             }
         };
         drop(free);
@@ -131,8 +140,13 @@ impl DerefMut for PageBuffer {
 impl Drop for PageBuffer {
     fn drop(&mut self) {
         let class = &self.inner.classes[self.class_index];
-        class.free.lock().push(self.index);
-        class.returned.notify_one();
+        let mut free = class.free.lock();
+        free.indices.push(self.index);
+        let waiting = free.waiting > 0;
+        drop(free);
+        if waiting {
+            class.returned.notify_one();
+        }
     }
 }
 

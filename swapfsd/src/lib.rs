@@ -19,5 +19,6 @@ pub mod image;
 pub mod logging;
 pub mod protect;
 pub mod stats;
+pub mod sync;
 pub mod sys;
 pub mod volume;

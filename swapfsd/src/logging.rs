@@ -6,8 +6,8 @@
 //! `SWAPFSD_LOG` which ones; in the background they go to the kernel's log, where the kernel's
 //! own messages about swap are.
 
+use crate::sync::{Condvar, Mutex};
 use log::{LevelFilter, Log, Metadata, Record};
-use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -90,7 +90,7 @@ impl Log for QueueLogger {
     fn flush(&self) {
         let mut queue = self.queue.lock();
         while queue.writing || !queue.lines.is_empty() {
-            self.drained.wait(&mut queue);
+            queue = self.drained.wait(queue);
         }
     }
 }
@@ -146,7 +146,7 @@ fn write_out(logger: &'static QueueLogger) {
                 Some(line) => break line,
                 None => {
                     logger.drained.notify_all();
-                    logger.changed.wait(&mut queue);
+                    queue = logger.changed.wait(queue);
                 }
             }
         };

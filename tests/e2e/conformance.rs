@@ -1,5 +1,8 @@
 //! Every back end, every engine and every filter against the reference model, through `Volume`.
 
+// Tests may panic: that is how they fail.
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use swapfs_format::PAGE_BYTES;
 use swapfs_format::fault::FaultPlan;

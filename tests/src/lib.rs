@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod conformance;
+pub mod mounted;
 pub mod rng;

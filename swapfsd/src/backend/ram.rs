@@ -5,8 +5,8 @@
 
 use super::{AtStart, Backend};
 use crate::error::Result;
+use crate::sync::RwLock;
 use crate::sys::memory::Mapping;
-use parking_lot::RwLock;
 use std::io;
 use swapfs_format::PAGE_LEN;
 

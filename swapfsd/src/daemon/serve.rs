@@ -35,9 +35,12 @@ pub(super) fn background(arguments: &Arguments) -> Result<(), StartError> {
     match process::fork_with_pipe().map_err(system)? {
         Forked::Parent(pipe, _) => wait_for_child(pipe),
         Forked::Child(pipe) => {
+            let readiness = Readiness::Pipe(pipe);
             logging::start(LogTarget::KernelLog);
-            process::detach_standard_streams().map_err(system)?;
-            run(arguments, Readiness::Pipe(pipe))
+            match process::detach_standard_streams() {
+                Ok(()) => run(arguments, readiness),
+                Err(error) => readiness.failed(system(error)),
+            }
         }
     }
 }

@@ -4,9 +4,9 @@ use super::errno::errno_of;
 use crate::backend::CompletionSink;
 use crate::buffer::PageBuffer;
 use crate::error::Result;
+use crate::sync::{Condvar, Mutex};
 use fuser::{ReplyData, ReplyWrite};
 use log::warn;
-use parking_lot::{Condvar, Mutex};
 
 /// Replies owed at most; more than the kernel has in flight.
 const CAPACITY: usize = 512;
@@ -21,6 +21,7 @@ pub(super) enum Owed {
 struct State {
     owed: Vec<Option<Owed>>,
     free: Vec<u32>,
+    waiting: usize,
 }
 
 /// The table.
@@ -33,7 +34,7 @@ impl Replies {
     pub(super) fn new() -> Replies {
         let owed = (0..CAPACITY).map(|_| None).collect();
         let free = (0..CAPACITY as u32).rev().collect();
-        Replies { state: Mutex::new(State { owed, free }), freed: Condvar::new() }
+        Replies { state: Mutex::new(State { owed, free, waiting: 0 }), freed: Condvar::new() }
     }
 
     /// Keeps a reply until its token is completed.
@@ -42,7 +43,11 @@ impl Replies {
         let token = loop {
             match state.free.pop() {
                 Some(token) => break token,
-                None => self.freed.wait(&mut state),
+                None => {
+                    state.waiting += 1;
+                    state = self.freed.wait(state);
+                    state.waiting -= 1;
+                }
             }
         };
         state.owed[token as usize] = Some(reply);
@@ -55,8 +60,11 @@ impl CompletionSink for Replies {
         let mut state = self.state.lock();
         let Some(owed) = state.owed.get_mut(token as usize).and_then(Option::take) else { return };
         state.free.push(token as u32);
+        let waiting = state.waiting > 0;
         drop(state);
-        self.freed.notify_one();
+        if waiting {
+            self.freed.notify_one();
+        }
         match owed {
             Owed::Data(reply) => match &result {
                 Ok(buffer) => reply.data(buffer),

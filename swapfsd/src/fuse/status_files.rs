@@ -4,8 +4,8 @@
 //! more open is refused rather than memory asked for.
 
 use crate::stats::json::{Identity, Report};
+use crate::sync::Mutex;
 use crate::volume::Volume;
-use parking_lot::Mutex;
 
 /// Files that can be open at once.
 const MAX_OPEN: usize = 8;

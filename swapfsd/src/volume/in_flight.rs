@@ -9,7 +9,7 @@
 
 use crate::backend::Completion;
 use crate::error::Operation;
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -97,7 +97,7 @@ impl InFlight {
                 break ticket;
             }
             state.waiting += 1;
-            self.ended.wait(&mut state);
+            state = self.ended.wait(state);
             state.waiting -= 1;
         };
         state.active.push(Active { ticket, first, end, exclusive });

@@ -79,7 +79,7 @@ fn errors_are_counted_by_operation() {
 /// A back end whose asynchronous side holds requests until it is told to go on.
 struct Held {
     inner: Ram,
-    held: parking_lot::Mutex<Vec<(u64, PageBuffer, Completion)>>,
+    held: crate::sync::Mutex<Vec<(u64, PageBuffer, Completion)>>,
     discards: AtomicU64,
 }
 
@@ -117,7 +117,7 @@ impl crate::backend::AsynchronousBackend for Held {
     }
 }
 
-struct Told(parking_lot::Mutex<Vec<(u64, bool)>>);
+struct Told(crate::sync::Mutex<Vec<(u64, bool)>>);
 
 impl CompletionSink for Told {
     fn complete(&self, token: u64, result: Result<PageBuffer>) {
@@ -128,11 +128,11 @@ impl CompletionSink for Told {
 fn held_volume() -> (Arc<Held>, Arc<Volume>, Arc<Told>) {
     let held = Arc::new(Held {
         inner: Ram::new(16).unwrap(),
-        held: parking_lot::Mutex::default(),
+        held: crate::sync::Mutex::default(),
         discards: AtomicU64::new(0),
     });
     let backend: Arc<dyn Backend> = Arc::<Held>::clone(&held);
-    (held, volume_on(backend, 16), Arc::new(Told(parking_lot::Mutex::default())))
+    (held, volume_on(backend, 16), Arc::new(Told(crate::sync::Mutex::default())))
 }
 
 fn completion(told: &Arc<Told>, token: u64) -> Completion {

@@ -13,10 +13,10 @@ use super::device::Device;
 use crate::backend::Completion;
 use crate::buffer::PageBuffer;
 use crate::error::{Error, Operation};
+use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::IoPath;
 use crate::sys::file;
 use io_uring::{IoUring, opcode, types};
-use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -102,7 +102,7 @@ impl UringEngine {
         let shared = &self.shared;
         let mut queue = shared.queue.lock();
         while queue.len() == QUEUE_CAPACITY {
-            shared.room.wait(&mut queue);
+            queue = shared.room.wait(queue);
         }
         queue.push_back(Job { operation, first, buffer, done });
         drop(queue);

@@ -1,0 +1,255 @@
+//! Mounted for real: through FUSE, and through a loop device on it. No swap is turned on.
+
+// Tests may panic: that is how they fail.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
+use swapfs_format::swap_header::SwapHeader;
+use swapfs_tests::conformance::targets::OpenFile;
+use swapfs_tests::conformance::{self};
+use swapfs_tests::mounted::{
+    LoopDevice, Mounted, Programs, cannot_attach, cannot_mount, folder, wait_until_gone,
+};
+use swapfs_tests::{rng, skip_if};
+
+fn programs() -> Programs {
+    Programs::new(env!("CARGO_BIN_EXE_programs"))
+}
+
+fn conformance_of_mount(name: &str, format: &[&str], options: &str) {
+    let folder = folder();
+    let mounted = Mounted::new(&programs(), folder.path(), format, options);
+    let file = File::options().read(true).write(true).open(mounted.swap_file()).unwrap();
+    let bytes = file.metadata().unwrap().size();
+    let faults = options.contains("fault=");
+    conformance::run_all(&OpenFile { file, bytes, faults }, rng::seed(name), 2000);
+    let stats = mounted.stats();
+    assert_eq!(stats["heap_allocations_on_io_path"], 0, "the I/O path allocated");
+    assert_eq!(stats["in_flight"], 0);
+    assert_eq!(stats["errors"]["checksum"], 0);
+    assert!(stats["requests"]["read"].as_u64().unwrap() > 1000);
+    mounted.unmount();
+}
+
+#[test]
+fn linear_uring_through_fuse() {
+    skip_if!(cannot_mount());
+    conformance_of_mount("FUSE, linear uring", &["-s", "3M"], "engine=uring");
+}
+
+#[test]
+fn linear_sync_through_fuse() {
+    skip_if!(cannot_mount());
+    conformance_of_mount("FUSE, linear sync", &["-s", "3M"], "engine=sync,threads=4");
+}
+
+#[test]
+fn ram_through_fuse() {
+    skip_if!(cannot_mount());
+    conformance_of_mount("FUSE, ram", &["-t", "ram", "-s", "3M"], "threads=3");
+}
+
+#[test]
+fn faults_reach_the_caller_as_errors_and_never_as_data() {
+    skip_if!(cannot_mount());
+    for engine in ["sync", "uring"] {
+        let options = format!("engine={engine},fault=all:EIO:1/200+write:ENOSPC:1/200");
+        conformance_of_mount(&format!("FUSE, {engine}, faults"), &["-s", "3M"], &options);
+    }
+}
+
+/// fio's own verification, on the loop device, over the sizes that swap makes.
+fn fio_verify(type_name: &str, options: &str) {
+    if Command::new("fio").arg("--version").output().is_err() {
+        println!("SKIPPED fio_verify: fio is not installed");
+        return;
+    }
+    let folder = folder();
+    let mounted =
+        Mounted::new(&programs(), folder.path(), &["-t", type_name, "-s", "64M"], options);
+    let device = LoopDevice::attach(&mounted.swap_file());
+    for (block, depth) in [("4k", 32), ("32k", 8), ("512k", 8), ("1m", 4)] {
+        let output = Command::new("timeout")
+            .args(["120", "fio", "--name=verify", "--direct=1", "--ioengine=libaio"])
+            .args(["--rw=randrw", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"])
+            .args(["--size=48m", "--randrepeat=0", "--output-format=json"])
+            .arg(format!("--bs={block}"))
+            .arg(format!("--iodepth={depth}"))
+            .arg(format!("--filename={}", device.0.display()))
+            .output()
+            .unwrap();
+        let (out, err) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "fio {block}: {out}{err}");
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(json["jobs"][0]["error"], 0, "fio {block}: {out}");
+        assert!(json["jobs"][0]["read"]["total_ios"].as_u64().unwrap() > 0);
+    }
+    let stats = mounted.stats();
+    assert_eq!(stats["errors"]["read"], 0);
+    assert_eq!(stats["errors"]["write"], 0);
+    assert_eq!(stats["heap_allocations_on_io_path"], 0);
+    drop(device);
+    mounted.unmount();
+}
+
+#[test]
+fn fio_verifies_linear_uring() {
+    skip_if!(cannot_attach());
+    fio_verify("linear", "engine=uring");
+}
+
+#[test]
+fn fio_verifies_linear_sync() {
+    skip_if!(cannot_attach());
+    fio_verify("linear", "engine=sync");
+}
+
+#[test]
+fn fio_verifies_ram() {
+    skip_if!(cannot_attach());
+    fio_verify("ram", "");
+}
+
+#[test]
+fn what_was_written_is_there_after_a_remount() {
+    skip_if!(cannot_attach());
+    let folder = folder();
+    let programs = programs();
+    let mounted = Mounted::new(&programs, folder.path(), &["-s", "32M", "-L", "keep"], "");
+    let mut rng = rng::Rng::new(rng::seed("remount"));
+    let mut written = vec![0; 5 << 20];
+    rng.fill(&mut written);
+    {
+        let device = LoopDevice::attach(&mounted.swap_file());
+        // mkswap over the mounted file must work, and its header be kept.
+        let mkswap = Command::new("mkswap").args(["-L", "again"]).arg(&device.0).output().unwrap();
+        assert!(mkswap.status.success(), "{}", String::from_utf8_lossy(&mkswap.stderr));
+        let file = File::options().read(true).write(true).open(&device.0).unwrap();
+        file.write_all_at(&written, 7 << 20).unwrap();
+        file.sync_all().unwrap();
+    }
+    mounted.unmount();
+    let again = Mounted::existing(&programs, &mounted.image, "engine=sync");
+    let file = File::open(again.swap_file()).unwrap();
+    let mut found = vec![0; written.len()];
+    file.read_exact_at(&mut found, 7 << 20).unwrap();
+    assert!(found == written, "other bytes after the remount");
+    let mut page = [0; 4096];
+    file.read_exact_at(&mut page, 0).unwrap();
+    let header = SwapHeader::decode(&page).expect("mkswap's header");
+    assert_eq!((header.label.as_str(), header.slot_count), ("again", 8192));
+    drop(file);
+    again.unmount();
+}
+
+#[test]
+fn the_loop_device_is_as_swap_wants_it() {
+    skip_if!(cannot_attach());
+    let folder = folder();
+    let mounted = Mounted::new(&programs(), folder.path(), &["-s", "16M"], "");
+    let device = LoopDevice::attach(&mounted.swap_file());
+    assert_eq!(device.queue("logical_block_size"), "4096");
+    // From statfs: the kernel discards in units of it.
+    assert_eq!(device.queue("discard_granularity"), "4096");
+    let header = SwapHeader::decode(&{
+        let mut page = [0; 4096];
+        File::open(&device.0).unwrap().read_exact_at(&mut page, 0).unwrap();
+        page
+    });
+    assert_eq!(header.map(|header| header.slot_count), Some(4096));
+    // A discard through the loop device reaches the back end.
+    let discard = Command::new("blkdiscard").arg(&device.0).output().unwrap();
+    assert!(discard.status.success(), "{}", String::from_utf8_lossy(&discard.stderr));
+    assert_eq!(mounted.stats()["bytes"]["discard"], 16 << 20);
+    drop(device);
+    mounted.unmount();
+}
+
+#[test]
+fn status_files_are_like_files_of_proc() {
+    skip_if!(cannot_mount());
+    let folder = folder();
+    let mounted = Mounted::new(&programs(), folder.path(), &["-t", "ram", "-s", "1M"], "");
+    let mode = |name: &str| fs::metadata(mounted.mountpoint.join(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("swapfile"), mode("stats.json"), mode("metrics")), (0o600, 0o444, 0o444));
+    let file = File::options().write(true).open(mounted.swap_file()).unwrap();
+    file.write_all_at(&[1; 8192], 4096).unwrap();
+    file.write_all_at(&[1; 100], 4096).unwrap();
+    assert_eq!(mounted.stats()["requests"]["write"], 2);
+    assert_eq!(mounted.stats()["partial_writes"], 1);
+    let metrics = fs::read_to_string(mounted.mountpoint.join("metrics")).unwrap();
+    assert!(metrics.contains("operation=\"write\"} 2\n"), "{metrics}");
+    assert!(metrics.contains("swapfs_request_seconds_bucket"), "{metrics}");
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let value = line.rsplit(' ').next().unwrap();
+        assert!(value.parse::<f64>().is_ok(), "no number: {line}");
+    }
+    // More of them open than there is room for is an error, not a wait; closing makes room.
+    let open = || File::open(mounted.mountpoint.join("metrics"));
+    let files: Vec<_> = (0..8).map(|_| open().unwrap()).collect();
+    assert_eq!(open().unwrap_err().raw_os_error(), Some(libc::ENFILE));
+    drop((files, file));
+    mounted.unmount();
+}
+
+#[test]
+fn the_swap_file_keeps_its_size_and_the_mount_its_files() {
+    skip_if!(cannot_mount());
+    let folder = folder();
+    let mounted = Mounted::new(&programs(), folder.path(), &["-t", "ram", "-s", "1M"], "");
+    let file = File::options().read(true).write(true).open(mounted.swap_file()).unwrap();
+    assert_eq!(file.set_len(1 << 20).map_err(|error| error.raw_os_error()), Ok(()));
+    assert_eq!(file.set_len(2 << 20).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    let behind = file.write_all_at(&[1; 4096], 1 << 20).unwrap_err();
+    assert_eq!(behind.raw_os_error(), Some(libc::ENOSPC));
+    assert_eq!(file.read_at(&mut [0; 4096], 1 << 20).unwrap(), 0, "end of file");
+    let create = File::create(mounted.mountpoint.join("other")).unwrap_err();
+    assert_eq!(create.raw_os_error(), Some(libc::EPERM));
+    assert!(fs::remove_file(mounted.swap_file()).is_err());
+    let mut names: Vec<_> = fs::read_dir(&mounted.mountpoint)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["metrics", "stats.json", "swapfile"]);
+    drop(file);
+    mounted.unmount();
+}
+
+#[test]
+fn sigterm_stops_the_daemon_unless_the_volume_is_in_use() {
+    skip_if!(cannot_attach());
+    let folder = folder();
+    let mounted = Mounted::new(&programs(), folder.path(), &["-t", "ram", "-s", "1M"], "");
+    let pid = mounted.pid();
+    let device = LoopDevice::attach(&mounted.swap_file());
+    let kill = |signal: i32| {
+        // SAFETY: no memory is passed; the process is the daemon that this test started.
+        assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+    };
+    kill(libc::SIGTERM);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(mounted.pid(), pid, "a volume in use goes on");
+    drop(device);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    kill(libc::SIGINT);
+    wait_until_gone(pid);
+    assert!(!mounted.swap_file().exists());
+}
+
+#[test]
+fn the_mount_helper_mounts() {
+    skip_if!(cannot_mount());
+    let folder = folder();
+    let programs = programs();
+    let mounted = Mounted::new(&programs, folder.path(), &["-t", "ram", "-s", "1M"], "");
+    mounted.unmount();
+    let arguments = [mounted.image.as_os_str(), mounted.mountpoint.as_os_str()];
+    let options = ["-o", "rw,noauto,x-systemd.requires=x,threads=3"].map(std::ffi::OsStr::new);
+    programs.succeed("mount.swapfs", &[&arguments[..], &options[..]].concat());
+    assert_eq!(mounted.stats()["threads"], 3);
+    mounted.unmount();
+}
