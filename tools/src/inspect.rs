@@ -131,7 +131,8 @@ fn shown_options(superblock: &Superblock) -> Result<Vec<ShownOption>, OptionErro
     };
     spec.parse_options(&superblock.options)?;
     let given = |key: &str| {
-        let entries = superblock.options.split(',').filter_map(|entry| entry.trim().split_once('='));
+        let entries =
+            superblock.options.split(',').filter_map(|entry| entry.trim().split_once('='));
         entries.into_iter().find(|(name, _)| *name == key).map(|(_, value)| value.to_owned())
     };
     let shown = spec.option_specs().map(|option| {
@@ -151,11 +152,11 @@ const NAME_WIDTH: usize = 19;
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let superblock = &self.superblock;
-        let mut row = |name: &str, value: &dyn fmt::Display| {
-            writeln!(f, "{name:<NAME_WIDTH$}{value}")
-        };
+        let mut row =
+            |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<NAME_WIDTH$}{value}");
         let sized = |bytes: u64| format!("{} ({bytes} bytes)", human(bytes));
-        let or_none = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
+        let or_none =
+            |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
         let features = |bits: u64| if bits == 0 { "none".to_owned() } else { format!("{bits:#x}") };
         row("image", &format_args!("{}, {}", self.image.display(), self.kind))?;
         row("size", &sized(self.size_bytes))?;
@@ -173,7 +174,10 @@ impl fmt::Display for Inspection {
             row("data section", &"none: pages live outside the image")?;
         } else {
             let data = sized(superblock.data_bytes);
-            row("data section", &format_args!("{data} from byte {}", superblock.data_offset_bytes))?;
+            row(
+                "data section",
+                &format_args!("{data} from byte {}", superblock.data_offset_bytes),
+            )?;
         }
         row("erase block", &sized(u64::from(superblock.erase_block_bytes)))?;
         row("created", &calendar::utc(superblock.created_unix_s))?;

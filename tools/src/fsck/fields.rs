@@ -7,11 +7,7 @@ use swapfs_format::superblock::Superblock;
 use swapfs_format::types::{self, TypeSpec};
 
 /// Checks type, options, data section and members.
-pub(super) fn check(
-    superblock: &Superblock,
-    problems: &mut Vec<Problem>,
-    notes: &mut Vec<String>,
-) {
+pub(super) fn check(superblock: &Superblock, problems: &mut Vec<Problem>, notes: &mut Vec<String>) {
     let Some(spec) = superblock.type_spec() else {
         problems.push(Problem::beyond_repair(
             ProblemKind::UnknownType,

@@ -103,7 +103,10 @@ fn confirm(image: &Image, outcomes: &[Outcome]) -> Result<(), Failure> {
         if second.problems.iter().any(|problem| problem.kind == outcome.kind) {
             return Err(Failure::new(
                 image.path().display(),
-                format_args!("repaired, and still there: {}; the disk may be failing", outcome.text),
+                format_args!(
+                    "repaired, and still there: {}; the disk may be failing",
+                    outcome.text
+                ),
             ));
         }
     }

@@ -83,7 +83,9 @@ impl fmt::Display for Report {
             let repair = repair.unwrap_or_default();
             match state {
                 State::Repaired => writeln!(f, "{image}: repaired: {repair}"),
-                State::Repairable => writeln!(f, "{image}: not repaired: fsck.swapfs -p to {repair}"),
+                State::Repairable => {
+                    writeln!(f, "{image}: not repaired: fsck.swapfs -p to {repair}")
+                }
                 State::BeyondRepair => writeln!(f, "{image}: can't be repaired: {advice}"),
             }?;
         }

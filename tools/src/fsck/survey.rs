@@ -128,7 +128,7 @@ impl Copies {
         let pair = image.read_superblocks();
         let mut start = Box::new([0; PAGE_LEN]);
         // An image that is too short shows as that in `pair.primary`.
-        drop(read_all_at(image.file(), &mut start[..], PRIMARY_OFFSET_BYTES));
+        let _: Result<(), i32> = read_all_at(image.file(), &mut start[..], PRIMARY_OFFSET_BYTES);
         let mut copies = Copies {
             primary: pair.primary,
             backup: pair.backup.and_then(|backup| at_its_place(backup, pair.backup_offset_bytes)),
@@ -202,11 +202,9 @@ impl Copies {
                 survey.superblock = Some(backup.clone());
                 survey.problems.push(self.bad_primary(image, error, backup)?);
             }
-            (Err(primary), Err(backup)) => survey.problems.push(self.both_bad(
-                image,
-                primary,
-                backup,
-            )?),
+            (Err(primary), Err(backup)) => {
+                survey.problems.push(self.both_bad(image, primary, backup)?);
+            }
         }
         Ok(())
     }
@@ -332,11 +330,7 @@ fn sizes(image: &Image, superblock: &Superblock, survey: &mut Survey) {
 
 /// Page 0 of the volume is the kernel's. It only ever reads it (a mkswap, or a hibernation,
 /// writes it), and without a header there swapon fails.
-fn swap_header(
-    image: &Image,
-    superblock: &Superblock,
-    survey: &mut Survey,
-) -> Result<(), Failure> {
+fn swap_header(image: &Image, superblock: &Superblock, survey: &mut Survey) -> Result<(), Failure> {
     let offset_bytes = superblock.data_offset_bytes;
     let mut page = Box::new([0; PAGE_LEN]);
     read_all_at(image.file(), &mut page[..], offset_bytes).map_err(|errno| {
