@@ -9,7 +9,7 @@ use crate::sys::process;
 use crate::sys::swap::{Discard, MAX_PRIORITY};
 use crate::up::{self, UpRequest};
 use crate::volumes::{self, Volume};
-use crate::{probe, render, status};
+use crate::{inspect, probe, render, status};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::ffi::OsString;
@@ -38,6 +38,8 @@ enum Command {
     Down(DownArguments),
     /// Show the volumes that are up
     Status(StatusArguments),
+    /// Show what an image's superblock says
+    Inspect(InspectArguments),
     /// Try real swap on a throw-away volume, and verify every byte
     Demo(DemoArguments),
     /// Copy a file to standard output (how status reads a mount that may hang)
@@ -114,6 +116,15 @@ struct StatusArguments {
 }
 
 #[derive(Debug, Args)]
+struct InspectArguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// The image
+    image: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct DemoArguments {
     /// How much memory to push out and read back, in MiB
     #[arg(long, value_name = "N", default_value_t = 300)]
@@ -144,6 +155,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Up(arguments) => run_up(arguments),
         Command::Down(arguments) => run_down(&arguments),
         Command::Status(arguments) => run_status(&arguments),
+        Command::Inspect(arguments) => {
+            inspect::run(&arguments.image, arguments.json).map(|()| ExitCode::SUCCESS)
+        }
         Command::Demo(arguments) => run_demo(arguments),
         Command::InternalRead { path } => return probe::reader_main(&path),
     };

@@ -114,31 +114,28 @@ pub fn take_down(volume: &Volume, policy: DownPolicy) -> Result<DownReport, Fail
         unmounted: false,
         warnings: Vec::new(),
     };
-    let answer = match volume.image {
-        Some(_) => probe::ask(&volume.mount),
-        None => Answer::Dead,
-    };
-    if let Some(warning) = check_daemon(volume, &answer, policy.force)? {
+    // A mount that is gone cannot be asked; its daemon serves until the last file is closed.
+    let answer = volume.image.as_ref().map(|_| probe::ask(&volume.mount));
+    if let Some(answer) = &answer
+        && let Some(warning) = check_daemon(volume, answer, policy.force)?
+    {
         report.warnings.push(warning);
     }
     for area in volume.swap_areas() {
         swap_off::run(area, policy.on_signal)?;
         report.swapped_off.push(area.path.clone());
-        if answer == Answer::Dead {
+        if answer == Some(Answer::Dead) {
             report.lost_bytes += area.used_bytes;
         } else {
             report.taken_back_bytes += area.used_bytes;
         }
     }
-    let volume_file = volume.volume_file();
     for device in &volume.devices {
-        loop_device::detach(&device.path, &volume_file)?;
+        loop_device::detach(&device.path, &device.backing)?;
         report.detached.push(device.path.clone());
     }
-    if volume.image.is_some() {
-        daemon::stop(&volume.mount, answer.pid())?;
-        report.unmounted = true;
-    }
+    daemon::stop(&volume.mount, answer.and_then(|answer| answer.pid()))?;
+    report.unmounted = volume.image.is_some();
     if volume.mount.parent() == Some(Path::new(RUN_DIRECTORY))
         && let Err(failure) = daemon::remove_directory(&volume.mount)
     {
@@ -183,7 +180,11 @@ mod tests {
         Volume {
             image: Some("/img/a".into()),
             mount: "/run/swapfs/u1".into(),
-            devices: vec![Device { path: "/dev/loop1".into(), swap: Some(swap) }],
+            devices: vec![Device {
+                path: "/dev/loop1".into(),
+                backing: "/run/swapfs/u1/swapfile".into(),
+                swap: Some(swap),
+            }],
         }
     }
 

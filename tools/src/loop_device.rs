@@ -24,8 +24,11 @@ const SETTLE_STEP: Duration = Duration::from_millis(20);
 pub struct Backing {
     /// `/dev/loopN`
     pub device: PathBuf,
-    /// The path of the file, as the kernel shows it.
+    /// The path of the file, as the kernel shows it now.
     pub file: PathBuf,
+    /// The path as it was when the device was attached: the same, unless the mount under it was
+    /// taken away lazily.
+    pub given: PathBuf,
 }
 
 /// Attaches `file` with blocks of a page and direct I/O, and says which device it is.
@@ -91,9 +94,9 @@ fn open_when_there(path: &Path) -> Result<File, Failure> {
 
 /// The driver drops the direct I/O flag without a word when the file cannot do it.
 fn check_direct_io(device: &File, path: PathBuf, file: &Path) -> Result<PathBuf, Failure> {
-    let why = match loop_ioctl::flags(device) {
-        Ok(flags) if flags.direct_io && !flags.auto_clear => return Ok(path),
-        Ok(flags) if flags.auto_clear => "would detach itself at the next close".to_owned(),
+    let why = match loop_ioctl::status(device) {
+        Ok(status) if status.direct_io && !status.auto_clear => return Ok(path),
+        Ok(status) if status.auto_clear => "would detach itself at the next close".to_owned(),
         Ok(_) => format!(
             "does no direct I/O on {}: swap through the page cache can deadlock",
             file.display()
@@ -172,6 +175,12 @@ fn backing_of(device: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(std::ffi::OsString::from_vec(text)))
 }
 
+/// The path that the device was attached with; `None` when it is free or may not be asked.
+fn given_name(device: &Path) -> Option<PathBuf> {
+    let status = loop_ioctl::status(&File::open(device).ok()?).ok()?;
+    Some(PathBuf::from(std::ffi::OsString::from_vec(status.name)))
+}
+
 /// All attached loop devices. Touches no file behind them.
 ///
 /// # Errors
@@ -188,7 +197,11 @@ pub fn attached() -> Result<Vec<Backing>, Failure> {
         }
         let device = Path::new("/dev").join(name);
         if let Some(file) = backing_of(&device) {
-            found.push(Backing { device, file });
+            // A file on a mount that is gone is shown from that mount's root: `/NAME`. Only then
+            // is the name worth an ioctl: it is cut to 63 bytes.
+            let detached = file.parent() == Some(Path::new("/"));
+            let given = if detached { given_name(&device) } else { None };
+            found.push(Backing { device, given: given.unwrap_or_else(|| file.clone()), file });
         }
     }
     found.sort_by(|a, b| a.device.cmp(&b.device));
@@ -218,9 +231,10 @@ mod tests {
         File::create(&path).unwrap().set_len(1 << 20).unwrap();
 
         let device = attach(&path).unwrap();
-        let flags = loop_ioctl::flags(&File::open(&device).unwrap()).unwrap();
-        assert!(flags.direct_io && !flags.auto_clear);
-        let backing = Backing { device: device.clone(), file: path.clone() };
+        let status = loop_ioctl::status(&File::open(&device).unwrap()).unwrap();
+        assert!(status.direct_io && !status.auto_clear);
+        assert_eq!(given_name(&device), Some(path.clone()));
+        let backing = Backing { device: device.clone(), file: path.clone(), given: path.clone() };
         assert!(attached().unwrap().contains(&backing));
         let block = Path::new("/sys/block").join(device.file_name().unwrap());
         let block_bytes = std::fs::read_to_string(block.join("queue/logical_block_size")).unwrap();

@@ -1,6 +1,6 @@
 //! One program, several names: what it does depends on the name that it is called by.
 
-use crate::{cli, mount};
+use crate::{cli, fsck, mount};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,6 +11,7 @@ enum Role {
     Swapfs,
     Daemon,
     Formatter,
+    Checker,
     Mounter,
 }
 
@@ -26,6 +27,7 @@ pub fn main(own_name: &str) -> ExitCode {
         Role::Swapfs => cli::main(arguments),
         Role::Daemon => swapfsd::daemon::main(arguments),
         Role::Formatter => mkswapfs::main(arguments),
+        Role::Checker => fsck::main(arguments),
         Role::Mounter => mount::main(arguments.into_iter().skip(1)),
     }
 }
@@ -36,6 +38,7 @@ fn role(called_as: &OsStr) -> Option<Role> {
         "swapfs" => Some(Role::Swapfs),
         "swapfsd" => Some(Role::Daemon),
         "mkswapfs" | "mkfs.swapfs" => Some(Role::Formatter),
+        "fsck.swapfs" | "fsck-swapfs" => Some(Role::Checker),
         "mount.swapfs" | "mount-swapfs" => Some(Role::Mounter),
         _ => None,
     }
@@ -48,6 +51,7 @@ mod tests {
     #[test]
     fn names_with_and_without_directories() {
         assert_eq!(role(OsStr::new("/sbin/mount.swapfs")), Some(Role::Mounter));
+        assert_eq!(role(OsStr::new("fsck-swapfs")), Some(Role::Checker));
         assert_eq!(role(OsStr::new("swapfsd")), Some(Role::Daemon));
         assert_eq!(role(OsStr::new("../mkswapfs")), Some(Role::Formatter));
         assert_eq!(role(OsStr::new("target/debug/swapfs")), Some(Role::Swapfs));

@@ -84,7 +84,7 @@ pub fn collect() -> Result<Status, Failure> {
                 let found = answer.pid().or_else(|| daemon::find(&volume.mount));
                 judge(volume, Some(answer), found)
             }
-            None => judge(volume, None, None),
+            None => judge(volume, None, daemon::find(&volume.mount)),
         })
         .collect();
     Ok(Status { volumes })
@@ -166,7 +166,11 @@ pub(crate) mod tests {
         let volume = Volume {
             image: Some("/img/a".into()),
             mount: "/run/swapfs/u1".into(),
-            devices: vec![Device { path: "/dev/loop1".into(), swap: Some(swap) }],
+            devices: vec![Device {
+                path: "/dev/loop1".into(),
+                backing: "/run/swapfs/u1/swapfile".into(),
+                swap: Some(swap),
+            }],
         };
         let pid = answer.pid();
         judge(&volume, Some(answer), pid)

@@ -18,6 +18,8 @@ pub const VOLUME_FILE: &str = "swapfile";
 pub struct Device {
     /// `/dev/loopN`
     pub path: PathBuf,
+    /// The volume's file, as the kernel shows it.
+    pub backing: PathBuf,
     /// The swap area on it.
     pub swap: Option<SwapArea>,
 }
@@ -99,12 +101,13 @@ fn assemble(mounts: &[Mount], backings: &[Backing], areas: &[SwapArea]) -> Vec<V
         }
     }
     for backing in backings {
-        let Some(parent) = backing.file.parent() else { continue };
-        if backing.file.file_name() != Some(VOLUME_FILE.as_ref()) {
+        let Some(parent) = backing.given.parent() else { continue };
+        if backing.given.file_name() != Some(VOLUME_FILE.as_ref()) {
             continue;
         }
         let device = Device {
             path: backing.device.clone(),
+            backing: backing.file.clone(),
             swap: swaps::find(areas, &backing.device).cloned(),
         };
         if let Some(volume) = volumes.iter_mut().find(|volume| volume.mount == parent) {
@@ -176,7 +179,7 @@ mod tests {
     }
 
     fn backing(device: &str, file: &str) -> Backing {
-        Backing { device: device.into(), file: file.into() }
+        Backing { device: device.into(), file: file.into(), given: file.into() }
     }
 
     fn area(path: &str, used_bytes: u64) -> SwapArea {
@@ -189,7 +192,11 @@ mod tests {
             &[
                 backing("/dev/loop0", "/home/me/cd.iso"),
                 backing("/dev/loop1", "/run/swapfs/u1/swapfile"),
-                backing("/dev/loop2", "/run/swapfs/gone/swapfile"),
+                Backing {
+                    device: "/dev/loop2".into(),
+                    file: "/swapfile".into(),
+                    given: "/run/swapfs/gone/swapfile".into(),
+                },
                 backing("/dev/loop3", "/home/me/swapfile"),
             ],
             &[area("/dev/loop1", 4096), area("/dev/loop3", 8192)],
@@ -211,6 +218,7 @@ mod tests {
         assert_eq!(volumes[2].image, None);
         assert_eq!(volumes[2].name(), Path::new("/run/swapfs/gone"));
         assert_eq!(volumes[2].devices[0].swap, None);
+        assert_eq!(volumes[2].devices[0].backing, Path::new("/swapfile"));
     }
 
     #[test]

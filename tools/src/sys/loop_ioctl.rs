@@ -63,8 +63,10 @@ const EMPTY_INFO: LoopInfo64 = LoopInfo64 {
 };
 
 /// What an attached loop device says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoopFlags {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoopStatus {
+    /// The name that it was given when it was attached, cut to 63 bytes.
+    pub name: Vec<u8>,
     /// Direct I/O is on.
     pub direct_io: bool,
     /// It detaches itself when the last user closes it.
@@ -103,15 +105,17 @@ pub fn configure(
     Ok(())
 }
 
-/// Reads the flags of an attached device back.
+/// Reads the state of an attached device back.
 ///
 /// # Errors
 /// ENXIO when nothing is attached.
-pub fn flags(device: &File) -> io::Result<LoopFlags> {
+pub fn status(device: &File) -> io::Result<LoopStatus> {
     let mut info = EMPTY_INFO;
     // SAFETY: `info` has the size and layout that the ioctl writes (asserted above).
     check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) })?;
-    Ok(LoopFlags {
+    let name = info.lo_file_name.iter().copied().take_while(|byte| *byte != 0).collect();
+    Ok(LoopStatus {
+        name,
         direct_io: info.lo_flags & LO_FLAGS_DIRECT_IO != 0,
         auto_clear: info.lo_flags & LO_FLAGS_AUTOCLEAR != 0,
     })

@@ -110,7 +110,11 @@ mod tests {
         let volume = Volume {
             image: Some("/img/a".into()),
             mount: "/run/swapfs/u1".into(),
-            devices: vec![Device { path: "/dev/loop4".into(), swap: None }],
+            devices: vec![Device {
+                path: "/dev/loop4".into(),
+                backing: "/run/swapfs/u1/swapfile".into(),
+                swap: None,
+            }],
         };
         assert_eq!(not_up(std::slice::from_ref(&volume), Path::new("/img/b")), Ok(()));
         let failure = not_up(&[volume], Path::new("/img/a")).unwrap_err().to_string();
