@@ -1,7 +1,8 @@
 //! Writing a format, in an order that is safe to interrupt.
 //!
-//! 1. The old primary superblock and the places of backups are zeroed, and flushed: from here on
-//!    nothing on the image is a volume.
+//! 1. The old primary superblock and the places of backups are zeroed, with the rest of the
+//!    first and the last MiB, and flushed: from here on the image is nothing that any program
+//!    knows.
 //! 2. The data section is made ready, page 0 gets its swap header, the backup is written, and
 //!    all that is flushed.
 //! 3. The primary superblock is written, and flushed.
@@ -15,11 +16,15 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use swapfs_format::superblock::{PRIMARY_OFFSET_BYTES, Superblock};
-use swapfs_format::{PAGE_BYTES, PAGE_LEN, size};
+use swapfs_format::{PAGE_BYTES, size};
 use swapfsd::buffer::{BufferPool, LARGE_BYTES};
 use swapfsd::image::{Access, Image, ImageKind};
 use swapfsd::sys::file::write_all_at;
+
+/// How much is zeroed at each end of an image, at most.
+const WIPED_BYTES: u64 = 1 << 20;
 
 /// What a format is written to. Tests stand a medium in for it that stops anywhere.
 pub trait Medium {
@@ -55,17 +60,18 @@ pub fn write_format(
     let encoded = superblock.encode().map_err(|error| Error::new(plan.image.display(), error))?;
     let failed = |doing: &str| {
         let doing = doing.to_owned();
-        let image = plan.image.display().to_string();
+        let image = plan.image.clone();
         move |error: io::Error| describe(&image, &doing, &error)
     };
-    let zeros = [0; PAGE_LEN];
-    let mut places = medium.old_backups();
-    places.insert(0, PRIMARY_OFFSET_BYTES);
-    places.push(superblock.backup_offset_bytes);
-    for place in places {
-        medium.write(place, &zeros).map_err(failed("removing the old superblocks"))?;
+    let zeros = vec![0; WIPED_BYTES as usize];
+    let mut places = vec![(PRIMARY_OFFSET_BYTES, PAGE_BYTES)];
+    places.extend(medium.old_backups().into_iter().map(|place| (place, PAGE_BYTES)));
+    places.extend(ends(superblock.image_bytes));
+    for (offset_bytes, length) in places {
+        let zeros = &zeros[..length as usize];
+        medium.write(offset_bytes, zeros).map_err(failed("removing what was there"))?;
     }
-    medium.sync().map_err(failed("removing the old superblocks"))?;
+    medium.sync().map_err(failed("removing what was there"))?;
     if !superblock.is_ghost() {
         medium.prepare_data(progress).map_err(failed("writing the data section"))?;
         let header = superblock.swap_header().encode();
@@ -83,13 +89,30 @@ pub fn write_format(
     medium.sync().map_err(failed("flushing"))
 }
 
-fn describe(image: &str, doing: &str, error: &io::Error) -> Error {
+/// Offset and length of the first and the last MiB of an image, without the primary superblock.
+/// That is where RAID, LVM, partition tables and most file systems have their signatures: left
+/// there, they would have a RAID assembled, or a file system mounted, from a swapfs image.
+fn ends(image_bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+    let front_end = WIPED_BYTES.min(image_bytes);
+    let back = image_bytes.saturating_sub(WIPED_BYTES).max(front_end);
+    let ranges = [(PAGE_BYTES, front_end), (back, image_bytes)];
+    ranges.into_iter().filter(|(start, end)| start < end).map(|(start, end)| (start, end - start))
+}
+
+fn describe(image: &Path, doing: &str, error: &io::Error) -> Error {
+    let free = || match swapfsd::sys::file::available_bytes(image) {
+        Ok(bytes) => format!(" ({} are free)", size::human(bytes)),
+        Err(_) => String::new(),
+    };
     match error.kind() {
-        io::ErrorKind::Interrupted => Error::new(image, "interrupted: it is no volume now"),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::new(image, format_args!("{doing}: the disk is full: {error}"))
+        io::ErrorKind::Interrupted => {
+            Error::new(image.display(), "interrupted: it is no volume now")
         }
-        _ => Error::new(image, format_args!("{doing}: {error}")),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::new(
+            image.display(),
+            format_args!("{doing}: the disk is full{}: make room on it, or use another", free()),
+        ),
+        _ => Error::new(image.display(), format_args!("{doing}: {error}")),
     }
 }
 
@@ -168,7 +191,7 @@ fn allocate(file: &File, bytes: u64) -> io::Result<()> {
 
 fn available_bytes(file: &File) -> Option<u64> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    swapfsd::sys::file::available_bytes(std::path::Path::new(&path)).ok()
+    swapfsd::sys::file::available_bytes(Path::new(&path)).ok()
 }
 
 impl Medium for ImageMedium {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::FormatRequest;
 use std::path::PathBuf;
+use swapfs_format::PAGE_LEN;
 use swapfs_format::geometry::Geometry;
 use swapfs_format::swap_header::SwapHeader;
 use uuid::Uuid;
@@ -177,4 +178,55 @@ fn a_ghost_image_is_two_superblocks() {
     request.volume_bytes = None;
     request.force = true;
     assert!(format(&request).unwrap_err().to_string().contains("give the volume's size with -s"));
+}
+
+#[test]
+fn both_ends_are_wiped_and_nothing_else() {
+    let mib = 1 << 20;
+    let wiped = |image_bytes| ends(image_bytes).collect::<Vec<_>>();
+    assert_eq!(wiped(2 * PAGE_BYTES), [(PAGE_BYTES, PAGE_BYTES)]);
+    assert_eq!(wiped(mib), [(PAGE_BYTES, mib - PAGE_BYTES)]);
+    assert_eq!(wiped(mib + PAGE_BYTES), [(PAGE_BYTES, mib - PAGE_BYTES), (mib, PAGE_BYTES)]);
+    assert_eq!(wiped(9 * mib), [(PAGE_BYTES, mib - PAGE_BYTES), (8 * mib, mib)]);
+}
+
+/// A file of 3 MiB with the superblock of an MD RAID (version 1.2) at byte 4096.
+fn raid_member(folder: &tempfile::TempDir) -> PathBuf {
+    let mut bytes = vec![0; 3 << 20];
+    let superblock = &mut bytes[4096..][..256];
+    superblock[..4].copy_from_slice(&0xa92b_4efcu32.to_le_bytes());
+    superblock[4] = 1;
+    superblock[144..152].copy_from_slice(&8u64.to_le_bytes());
+    let sum: u64 = superblock
+        .chunks_exact(4)
+        .map(|word| u64::from(u32::from_le_bytes(word.try_into().unwrap())))
+        .sum();
+    let checksum = (sum as u32).wrapping_add((sum >> 32) as u32);
+    superblock[216..220].copy_from_slice(&checksum.to_le_bytes());
+    let path = folder.path().join("image");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn what_was_there_is_refused_and_after_force_no_longer_found() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let mut request = FormatRequest::new(&raid_member(&folder));
+    let before = fs::read(&request.image).unwrap();
+    let error = format(&request).unwrap_err().to_string();
+    assert!(error.contains("holds a signature of linux_raid_member"), "{error}");
+    assert!(fs::read(&request.image).unwrap() == before, "a refused target was written to");
+    request.force = true;
+    format(&request).unwrap();
+    assert_eq!(crate::target::foreign_signature(&request.image).unwrap(), None);
+}
+
+#[test]
+fn a_file_made_by_another_in_the_meantime_is_not_removed() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let request = request(&folder);
+    let mut plan = crate::plan::plan(&request).unwrap();
+    fs::write(&request.image, b"somebody's").unwrap();
+    assert!(crate::execute(&mut plan, &mut |_, _| ControlFlow::Continue(())).is_err());
+    assert_eq!(fs::read(&request.image).unwrap(), b"somebody's");
 }
