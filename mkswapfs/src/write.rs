@@ -169,13 +169,15 @@ fn create(plan: &Plan) -> Result<(), Error> {
         File::options().read(true).write(true).create_new(true).mode(0o600).open(&plan.image);
     let file = file.map_err(|error| Error::new(&what, error))?;
     let bytes = plan.superblock.image_bytes;
+    // Asked before: a file system may keep what it allocated before it found itself full.
+    let free = available_bytes(&file);
     let outcome = allocate(&file, bytes);
     outcome.map_err(|error| {
         drop(fs::remove_file(&plan.image));
         let full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
-        let why = match available_bytes(&file) {
+        let why = match free {
             Some(free) if full => format!(
-                "the disk is full: {} are needed, {} are free: choose a smaller -s, or another disk",
+                "the disk is full: {} are needed, {} are free: make the volume smaller, or use another disk",
                 size::human(bytes),
                 size::human(free)
             ),
