@@ -3,9 +3,11 @@
 use super::fields;
 use crate::failure::Failure;
 use serde::Serialize;
+use std::cmp::Reverse;
 use std::fmt;
 use swapfs_format::superblock::{
-    DecodeError, KNOWN_READ_ONLY_COMPATIBLE, MAGIC, PRIMARY_OFFSET_BYTES, Superblock, layout,
+    DecodeError, KNOWN_READ_ONLY_COMPATIBLE, MAGIC, PRIMARY_OFFSET_BYTES, Superblock, VERSION,
+    layout,
 };
 use swapfs_format::swap_header::{SIGNATURE_OFFSET, SwapHeader};
 use swapfs_format::{PAGE_BYTES, PAGE_LEN, size, types};
@@ -111,6 +113,11 @@ pub fn survey(image: &Image) -> Result<Survey, Failure> {
         swap_header(image, &superblock, &mut survey)?;
     }
     forbid_repairs_of_newer(&superblock, &mut survey);
+    // From the end of the image to its start, as a format writes it: so a good primary superblock
+    // says that the rest is there, after a crash between two repairs as well.
+    survey.problems.sort_by_key(|problem| {
+        Reverse(problem.repair.as_ref().map_or(u64::MAX, |repair| repair.offset_bytes))
+    });
     Ok(survey)
 }
 
@@ -130,8 +137,9 @@ impl Copies {
         // An image that is too short shows as that in `pair.primary`.
         let _: Result<(), i32> = read_all_at(image.file(), &mut start[..], PRIMARY_OFFSET_BYTES);
         let mut copies = Copies {
-            primary: pair.primary,
-            backup: pair.backup.and_then(|backup| at_its_place(backup, pair.backup_offset_bytes)),
+            primary: told_from_newer(image, pair.primary, PRIMARY_OFFSET_BYTES),
+            backup: told_from_newer(image, pair.backup, pair.backup_offset_bytes)
+                .and_then(|backup| at_its_place(backup, pair.backup_offset_bytes)),
             backup_offset_bytes: pair.backup_offset_bytes,
             start,
         };
@@ -199,8 +207,13 @@ impl Copies {
                 }
             }
             (Err(error), Ok(backup)) => {
-                survey.superblock = Some(backup.clone());
-                survey.problems.push(self.bad_primary(image, error, backup)?);
+                let problem = self.bad_primary(image, error, backup)?;
+                // Nothing that a remnant says is looked for in somebody else's data, and so
+                // nothing there is "repaired".
+                if problem.kind != ProblemKind::Overwritten {
+                    survey.superblock = Some(backup.clone());
+                }
+                survey.problems.push(problem);
             }
             (Err(primary), Err(backup)) => {
                 survey.problems.push(self.both_bad(image, primary, backup)?);
@@ -215,9 +228,9 @@ impl Copies {
         error: &DecodeError,
         backup: &Superblock,
     ) -> Result<Problem, Failure> {
-        // Zeros are what an interrupted format leaves; our magic is our superblock, damaged.
-        // Anything else may be somebody's data, now that the image serves another purpose.
-        let ours = self.start[..MAGIC.len()] == MAGIC || self.start.iter().all(|&byte| byte == 0);
+        // Our magic is our superblock, damaged. Anything else may be somebody's data, now that the
+        // image serves another purpose: zeros too, which is how ISO 9660 and btrfs begin.
+        let ours = self.start[..MAGIC.len()] == MAGIC;
         if !ours && let Some(other) = mkswapfs::target::foreign_signature(image.path())? {
             return Ok(Problem::beyond_repair(
                 ProblemKind::Overwritten,
@@ -253,6 +266,26 @@ impl Copies {
             FORMAT_AGAIN,
         ))
     }
+}
+
+/// The version's number is under the checksum: where that fits once the number is ours, no newer
+/// program wrote the superblock, and the number is what is damaged.
+fn told_from_newer(
+    image: &Image,
+    copy: Result<Superblock, DecodeError>,
+    place: u64,
+) -> Result<Superblock, DecodeError> {
+    let Err(DecodeError::UnknownVersion(found)) = copy else {
+        return copy;
+    };
+    let mut page = [0; PAGE_LEN];
+    let read = read_all_at(image.file(), &mut page, place);
+    page[MAGIC.len()..][..size_of_val(&VERSION)].copy_from_slice(&VERSION.to_le_bytes());
+    if read.is_ok() && Superblock::decode(&page).is_ok() {
+        let why = format!("{found}, under the checksum of version {VERSION}");
+        return Err(DecodeError::BadField { field: "version", why });
+    }
+    copy
 }
 
 /// A backup names its own place: one found elsewhere belongs to an image of another size.
@@ -348,6 +381,14 @@ fn swap_header(image: &Image, superblock: &Superblock, survey: &mut Survey) -> R
                     "the swap header is another one than at the format: mkswap wrote it anew"
                         .to_owned(),
                 );
+            }
+            if header.slot_count < superblock.slot_count {
+                survey.notes.push(format!(
+                    "the swap header leaves {} of the {} slots unused: mkswap on the mounted \
+                     volume takes them all",
+                    superblock.slot_count - header.slot_count,
+                    superblock.slot_count
+                ));
             }
             return Ok(());
         }
