@@ -1,6 +1,7 @@
 use super::*;
 use crate::FormatRequest;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use swapfs_format::PAGE_LEN;
 use swapfs_format::geometry::Geometry;
 use swapfs_format::swap_header::SwapHeader;
@@ -103,7 +104,16 @@ fn request(folder: &tempfile::TempDir) -> FormatRequest {
     request
 }
 
+/// Taken around everything that starts blkid: between its fork and its exec that child has the
+/// images of all tests open, and with them their locks, which another test would meet.
+static STARTS_BLKID: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    STARTS_BLKID.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn format(request: &FormatRequest) -> Result<crate::Formatted, Error> {
+    let _alone = alone();
     crate::format_image(request, &mut |_, _| ControlFlow::Continue(()))
 }
 
@@ -218,6 +228,7 @@ fn what_was_there_is_refused_and_after_force_no_longer_found() {
     assert!(fs::read(&request.image).unwrap() == before, "a refused target was written to");
     request.force = true;
     format(&request).unwrap();
+    let _alone = alone();
     assert_eq!(crate::target::foreign_signature(&request.image).unwrap(), None);
 }
 
