@@ -67,7 +67,7 @@ impl fmt::Display for GeometryError {
             ),
             GeometryError::TooSmall(bytes) => write!(
                 f,
-                "{} is too small: the kernel takes no swap area under {MIN_SLOT_COUNT} pages (40 KiB)",
+                "{} is too small: the least is {MIN_SLOT_COUNT} pages (40 KiB), as for mkswap",
                 human(bytes)
             ),
             GeometryError::TooLarge(bytes) => write!(

@@ -171,7 +171,7 @@ impl ValueKind {
 #[derive(Debug, Clone)]
 pub struct OptionSet {
     spec: &'static TypeSpec,
-    given: Vec<(&'static OptionSpec, Value)>,
+    given: Vec<(&'static OptionSpec, Value, String)>,
 }
 
 impl OptionSet {
@@ -180,14 +180,14 @@ impl OptionSet {
     /// # Errors
     /// An unknown key, a key given twice, or a value that the key does not take.
     pub fn parse(spec: &'static TypeSpec, text: &str) -> Result<OptionSet, OptionError> {
-        let mut given: Vec<(&'static OptionSpec, Value)> = Vec::new();
+        let mut given: Vec<(&'static OptionSpec, Value, String)> = Vec::new();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             let (key, value) = entry.split_once('=').ok_or_else(|| match spec.option(entry) {
                 Some(_) => OptionError::NoValue(entry.to_owned()),
                 None => unknown_key(spec, entry),
             })?;
             let option = spec.option(key).ok_or_else(|| unknown_key(spec, key))?;
-            if given.iter().any(|(other, _)| other.key == key) {
+            if given.iter().any(|(other, ..)| other.key == key) {
                 return Err(OptionError::Twice(key.to_owned()));
             }
             let parsed = option.kind.parse(value).map_err(|allowed| OptionError::BadValue {
@@ -195,7 +195,7 @@ impl OptionSet {
                 value: value.to_owned(),
                 allowed,
             })?;
-            given.push((option, parsed));
+            given.push((option, parsed, value.to_owned()));
         }
         Ok(OptionSet { spec, given })
     }
@@ -206,14 +206,21 @@ impl OptionSet {
     /// If `other` changes one that a mount can't override.
     pub fn overridden(&self, other: &OptionSet) -> Result<OptionSet, OptionError> {
         let mut merged = self.clone();
-        for (option, value) in &other.given {
+        for (option, value, text) in &other.given {
             if !option.per_mount && self.value(option.key) != *value {
                 return Err(OptionError::FixedAtFormat(option.key.to_owned()));
             }
-            merged.given.retain(|(kept, _)| kept.key != option.key);
-            merged.given.push((option, value.clone()));
+            merged.given.retain(|(kept, ..)| kept.key != option.key);
+            merged.given.push((option, value.clone(), text.clone()));
         }
         Ok(merged)
+    }
+
+    /// What is set, as text that parses to the same.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let entries = self.given.iter().map(|(option, _, text)| format!("{}={text}", option.key));
+        entries.collect::<Vec<_>>().join(",")
     }
 
     /// The value of `key`, given or default.
@@ -222,7 +229,7 @@ impl OptionSet {
     /// If the type has no such option: the caller names a key of its own specification.
     #[must_use]
     pub fn value(&self, key: &str) -> Value {
-        if let Some((_, value)) = self.given.iter().find(|(option, _)| option.key == key) {
+        if let Some((_, value, _)) = self.given.iter().find(|(option, ..)| option.key == key) {
             return value.clone();
         }
         let option = self.spec.option(key);

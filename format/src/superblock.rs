@@ -9,7 +9,7 @@
 //!
 //! `FORMAT.md` has the layout byte by byte. Both copies are the same.
 
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, MAX_ERASE_BLOCK_BYTES};
 use crate::swap_header::{LABEL_LEN, MAX_SLOT_COUNT, MIN_SLOT_COUNT, SwapHeader};
 use crate::{PAGE_BYTES, PAGE_LEN, size, types};
 use std::fmt;
@@ -190,6 +190,8 @@ pub struct Superblock {
 pub enum DecodeError {
     /// Fewer than 4096 bytes.
     TooShort(usize),
+    /// The device could not read it: its errno.
+    Unreadable(i32),
     /// The first 8 bytes are not [`MAGIC`].
     BadMagic,
     /// A version that this code does not know.
@@ -217,6 +219,9 @@ impl fmt::Display for DecodeError {
         match self {
             DecodeError::TooShort(len) => {
                 write!(f, "only {len} bytes long: a superblock has {PAGE_LEN}")
+            }
+            DecodeError::Unreadable(errno) => {
+                write!(f, "the superblock can't be read (errno {errno})")
             }
             DecodeError::BadMagic => write!(f, "no swapfs superblock (wrong magic)"),
             DecodeError::UnknownVersion(version) => write!(
@@ -293,10 +298,17 @@ impl Superblock {
         if raw.magic != MAGIC {
             return Err(DecodeError::BadMagic);
         }
-        if raw.version.get() != VERSION {
-            return Err(DecodeError::UnknownVersion(raw.version.get()));
-        }
         let computed = checksum(raw);
+        if raw.version.get() != VERSION {
+            // With the version that we know, is the checksum right? Then a bit has flipped in
+            // the version, and no newer program wrote this.
+            let known = RawSuperblock { version: VERSION.into(), ..*raw };
+            let stored = raw.crc32.get();
+            return Err(match checksum(&known) == stored {
+                true => DecodeError::BadChecksum { stored, computed },
+                false => DecodeError::UnknownVersion(raw.version.get()),
+            });
+        }
         if raw.crc32.get() != computed {
             return Err(DecodeError::BadChecksum { stored: raw.crc32.get(), computed });
         }
@@ -392,8 +404,14 @@ impl Superblock {
             return bad("slot_count", why);
         }
         let erase_block = u64::from(self.erase_block_bytes);
-        if !erase_block.is_power_of_two() || erase_block < PAGE_BYTES {
-            return bad("erase_block_bytes", format!("{erase_block} is no power of two from 4096"));
+        let possible = PAGE_BYTES..=MAX_ERASE_BLOCK_BYTES;
+        if !erase_block.is_power_of_two() || !possible.contains(&erase_block) {
+            let why = format!("{erase_block} is no power of two from 4096 to 1 GiB");
+            return bad("erase_block_bytes", why);
+        }
+        if !self.data_offset_bytes.is_multiple_of(erase_block) {
+            let why = format!("{} is not aligned to the erase block", self.data_offset_bytes);
+            return bad("data_offset_bytes", why);
         }
         for (field, value) in [
             ("image_bytes", self.image_bytes),
@@ -454,13 +472,15 @@ fn fields_of(raw: &RawSuperblock) -> Result<Superblock, DecodeError> {
     if u64::from(raw.page_bytes.get()) != PAGE_BYTES {
         return bad("page_bytes", format!("{} is not {PAGE_BYTES}", raw.page_bytes));
     }
-    let reserved = raw.reserved0.iter().chain(&raw.reserved1);
-    if reserved.copied().any(|byte| byte != 0) {
-        return bad("reserved", "not zero".to_owned());
-    }
     let member_count = raw.member_count.get() as usize;
     if member_count > MAX_MEMBERS {
         return bad("member_count", format!("{member_count} is over {MAX_MEMBERS}"));
+    }
+    let (used, unused) = raw.members.split_at(member_count);
+    let reserved = raw.reserved0.iter().chain(&raw.reserved1);
+    let reserved = reserved.chain(used.iter().flat_map(|member| &member.reserved));
+    if reserved.chain(unused.as_bytes()).any(|&byte| byte != 0) {
+        return bad("reserved", "not zero".to_owned());
     }
     let mut members = Vec::with_capacity(member_count);
     for member in &raw.members[..member_count] {

@@ -14,7 +14,7 @@ pub const SIGNATURE: &[u8; 10] = b"SWAPSPACE2";
 pub const LABEL_LEN: usize = 16;
 /// The largest volume that a swap header can describe: its last page is a 32-bit number.
 pub const MAX_SLOT_COUNT: u64 = 1 << 32;
-/// The smallest swap area that the kernel takes is 10 pages (mkswap refuses less as well).
+/// The smallest swap area that mkswap makes is 10 pages.
 pub const MIN_SLOT_COUNT: u64 = 10;
 
 const VERSION_OFFSET: usize = 1024;

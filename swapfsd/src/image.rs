@@ -272,7 +272,7 @@ impl Image {
         SuperblockPair { primary, backup, backup_offset_bytes }
     }
 
-    /// Reads the superblock at a place; what can't be read is too short.
+    /// Reads the superblock at a place.
     ///
     /// # Errors
     /// What is wrong with the bytes there.
@@ -284,7 +284,7 @@ impl Image {
         }
         match read_all_at(&self.file, &mut page, offset_bytes) {
             Ok(()) => Superblock::decode(&page),
-            Err(_) => Err(DecodeError::TooShort(0)),
+            Err(errno) => Err(DecodeError::Unreadable(errno)),
         }
     }
 

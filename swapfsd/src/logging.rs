@@ -19,6 +19,8 @@ const QUEUE_LINES: usize = 256;
 const LINE_BYTES: usize = 480;
 
 static LOGGER: OnceLock<QueueLogger> = OnceLock::new();
+/// The image, in front of each line of the kernel's log, where other volumes speak too.
+static SUBJECT: OnceLock<String> = OnceLock::new();
 
 /// Where lines go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +122,11 @@ pub fn start(target: LogTarget) {
     }
 }
 
+/// Names what the lines are about from now on. A second call changes nothing.
+pub fn set_subject(subject: &str) {
+    drop(SUBJECT.set(subject.to_owned()));
+}
+
 /// Waits until everything logged so far is written.
 pub fn flush() {
     if let Some(logger) = LOGGER.get() {
@@ -161,8 +168,9 @@ fn write_out(logger: &'static QueueLogger) {
                     log::Level::Info => 6,
                     _ => 7,
                 };
-                let text =
-                    format!("<{priority}>swapfsd[{}]: {}\n", std::process::id(), line.text());
+                let subject = SUBJECT.get().map_or(String::new(), |subject| format!("{subject}: "));
+                let (pid, text) = (std::process::id(), line.text());
+                let text = format!("<{priority}>swapfsd[{pid}]: {subject}{text}\n");
                 drop(file.write_all(text.as_bytes()));
             }
             None => {

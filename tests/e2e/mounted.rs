@@ -91,6 +91,10 @@ fn fio_verify(type_name: &str, options: &str) {
     assert_eq!(stats["errors"]["read"], 0);
     assert_eq!(stats["errors"]["write"], 0);
     assert_eq!(stats["heap_allocations_on_io_path"], 0);
+    if type_name == "linear" {
+        // Write data lies page-aligned in fuser's buffer (sys/alloc.rs), and goes out as it is.
+        assert_eq!(stats["backend"]["copied_writes"], 0);
+    }
     drop(device);
     mounted.unmount();
 }
@@ -205,7 +209,9 @@ fn the_swap_file_keeps_its_size_and_the_mount_its_files() {
     assert_eq!(file.set_len(2 << 20).unwrap_err().raw_os_error(), Some(libc::EPERM));
     let behind = file.write_all_at(&[1; 4096], 1 << 20).unwrap_err();
     assert_eq!(behind.raw_os_error(), Some(libc::ENOSPC));
-    assert_eq!(file.read_at(&mut [0; 4096], 1 << 20).unwrap(), 0, "end of file");
+    for offset in [1 << 20, 2 << 20] {
+        assert_eq!(file.read_at(&mut [0; 4096], offset).unwrap(), 0, "end of file");
+    }
     let create = File::create(mounted.mountpoint.join("other")).unwrap_err();
     assert_eq!(create.raw_os_error(), Some(libc::EPERM));
     assert!(fs::remove_file(mounted.swap_file()).is_err());

@@ -63,7 +63,9 @@ pub fn unusable(path: &Path, error: &DecodeError) -> Failure {
         DecodeError::BadChecksum { .. } | DecodeError::BadField { .. } => {
             format!("try 'fsck.swapfs -p {shown}', which repairs it from the backup copy")
         }
-        DecodeError::UnknownVersion(_) | DecodeError::UnknownIncompatible(_) => {
+        DecodeError::Unreadable(_)
+        | DecodeError::UnknownVersion(_)
+        | DecodeError::UnknownIncompatible(_) => {
             return Failure::new(shown, error);
         }
     };

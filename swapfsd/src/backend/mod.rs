@@ -11,7 +11,9 @@
 //!
 //! * `Ok` means all of it, never a part; an error of a write means that each of its slots holds
 //!   the old page or the new one, or can't be read (`Checksum`, `Io`), but never other data;
-//! * a slot that was never written, or was discarded, reads as zeros;
+//! * a slot that was discarded reads as zeros, and so does one that was never written where the
+//!   back end starts [`AtStart::Empty`]; where it starts [`AtStart::Kept`], an unwritten slot
+//!   reads as whatever the image holds there, and the kernel never asks for it;
 //! * the same request done twice has the same effect as once;
 //! * no call allocates memory or waits for memory.
 //!

@@ -49,15 +49,20 @@ pub struct Resources {
 /// thread at most; io_uring needs few threads, and buffers for what is in flight.
 #[must_use]
 pub fn resources(options: &TypedOptions) -> Resources {
-    let asynchronous = matches!(
+    let can_start = matches!(
         &options.backend,
         BackendOptions::Linear(linear) if linear.engine == LinearEngine::Uring
     );
+    // A thread that is delayed stands for a request in the device.
+    let asynchronous = can_start && options.common.delay.is_zero();
     let in_memory = options.backend == BackendOptions::Ram;
     let automatic = if in_memory || asynchronous { 2 } else { 8 };
     let threads = options.common.threads.unwrap_or(automatic);
     if asynchronous {
-        Resources { threads, small_buffers: 128 + threads, large_buffers: 12 }
+        // More than threads: one that holds its slots must find a buffer though all others hold
+        // one and wait for those slots.
+        let large_buffers = 12.max(threads + 2);
+        Resources { threads, small_buffers: 128 + threads, large_buffers }
     } else {
         Resources { threads, small_buffers: 2 * threads + 2, large_buffers: threads + 2 }
     }

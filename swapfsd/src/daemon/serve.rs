@@ -2,6 +2,7 @@
 
 use super::ready::{Readiness, wait_for_child};
 use super::{Arguments, StartError};
+use crate::awake::Awake;
 use crate::backend::registry;
 use crate::buffer::BufferPool;
 use crate::fuse::{Adapter, Connection};
@@ -79,7 +80,8 @@ impl Mounted {
         // Asked for by std when it makes the first thread with a stack of the default size.
         // SAFETY: only the logging thread runs beside this one, and it reads no environment.
         unsafe { std::env::set_var("RUST_MIN_STACK", THREAD_STACK_BYTES) };
-        let (image, superblock, options) = open_volume(arguments)?;
+        let Opened { image, superblock, options, text } = open_volume(arguments)?;
+        logging::set_subject(&image.path().display().to_string());
         let (protection, cgroup) = protect::protect_process();
         let resources = registry::resources(&options);
         let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
@@ -93,12 +95,16 @@ impl Mounted {
             type_name: superblock.type_name.clone(),
             uuid: superblock.uuid.to_string(),
             label: superblock.label.clone(),
-            options: describe_options(&superblock, arguments),
+            options: text,
             threads: resources.threads,
             mounted: Instant::now(),
             protection,
         });
-        let adapter = Adapter::new(Arc::clone(&volume), identity);
+        let awake = match options.common.awake {
+            awake if awake.is_zero() => None,
+            awake => Some(Awake::new(awake).map_err(|error| StartError::new("awake-ms", error))?),
+        };
+        let adapter = Adapter::new(Arc::clone(&volume), identity, awake);
         mount::mount_fuse(&device, image.path(), &mountpoint).map_err(|error| {
             StartError::new(format_args!("mount on {}", mountpoint.display()), error)
         })?;
@@ -181,7 +187,16 @@ fn stop_on_signal(mut signals: Signals, mountpoint: &Path) {
     }
 }
 
-fn open_volume(arguments: &Arguments) -> Result<(Image, Superblock, TypedOptions), StartError> {
+/// An image that may be mounted, and how.
+struct Opened {
+    image: Image,
+    superblock: Superblock,
+    options: TypedOptions,
+    /// The options as text.
+    text: String,
+}
+
+fn open_volume(arguments: &Arguments) -> Result<Opened, StartError> {
     let path = fs::canonicalize(&arguments.image)
         .map_err(|error| StartError::new(arguments.image.display(), error))?;
     let image = Image::open_exclusive(&path, Access::ReadWrite).map_err(described)?;
@@ -190,7 +205,7 @@ fn open_volume(arguments: &Arguments) -> Result<(Image, Superblock, TypedOptions
         let why = format!("the types are {}", swapfs_format::types::known_names());
         StartError::new(format_args!("unknown type '{}'", superblock.type_name), why)
     })?;
-    let options = spec
+    let (options, text) = spec
         .mount_options(&superblock.options, &arguments.options.join(","))
         .map_err(|error| StartError::new(path.display(), error))?;
     if !superblock.is_ghost() && image.is_on_tmpfs() {
@@ -200,17 +215,11 @@ fn open_volume(arguments: &Arguments) -> Result<(Image, Superblock, TypedOptions
              the machine. Put it on a disk",
         ));
     }
-    Ok((image, superblock, options))
+    Ok(Opened { image, superblock, options, text })
 }
 
 fn described(error: crate::image::ImageError) -> StartError {
     StartError(error.to_string())
-}
-
-fn describe_options(superblock: &Superblock, arguments: &Arguments) -> String {
-    let texts = [superblock.options.clone(), arguments.options.join(",")];
-    let given: Vec<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
-    given.join(",")
 }
 
 fn check_mountpoint(path: &Path) -> Result<PathBuf, StartError> {

@@ -4,6 +4,7 @@ use super::MAX_BACKGROUND;
 use super::errno::errno_of;
 use super::replies::{Owed, Replies};
 use super::status_files::{StatusFile, StatusFiles};
+use crate::awake::Awake;
 use crate::backend::{Completion, CompletionSink};
 use crate::error::{Error, ErrorKind, Operation};
 use crate::stats::json::Identity;
@@ -41,18 +42,21 @@ pub struct Adapter {
     identity: Arc<Identity>,
     replies: Arc<Replies>,
     status_files: StatusFiles,
+    awake: Option<Awake>,
     made: SystemTime,
 }
 
 impl Adapter {
-    /// Serves `volume`; `identity` is what stats.json says of it.
+    /// Serves `volume`; `identity` is what stats.json says of it; `awake` is told of each read
+    /// and write.
     #[must_use]
-    pub fn new(volume: Arc<Volume>, identity: Arc<Identity>) -> Adapter {
+    pub fn new(volume: Arc<Volume>, identity: Arc<Identity>, awake: Option<Awake>) -> Adapter {
         Adapter {
             volume,
             identity,
             replies: Arc::new(Replies::new()),
             status_files: StatusFiles::new(),
+            awake,
             made: SystemTime::now(),
         }
     }
@@ -82,6 +86,12 @@ impl Adapter {
             blksize: PAGE_BYTES as u32,
             flags: 0,
         })
+    }
+
+    fn keep_awake(&self) {
+        if let Some(awake) = &self.awake {
+            awake.touch();
+        }
     }
 
     fn completion(&self, token: u64, operation: Operation, offset: u64) -> Completion {
@@ -208,9 +218,13 @@ impl Filesystem for Adapter {
             return self.status_files.read(handle.0, offset, size as usize, |b| reply.data(b));
         }
         let _io_path = IoPath::enter();
+        self.keep_awake();
         // The end of the file cuts a read short; nothing else does.
         let rest = self.volume.bytes().saturating_sub(offset);
         let len = rest.min(u64::from(size)).min(MAX_REQUEST_BYTES as u64) as usize;
+        if len == 0 {
+            return reply.data(&[]);
+        }
         let mut buffer = self.volume.buffers().take(len);
         if self.volume.prefers_start(offset, len) {
             let token = self.replies.keep(Owed::Data(reply));
@@ -239,6 +253,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EPERM);
         }
         let _io_path = IoPath::enter();
+        self.keep_awake();
         if data.len() <= MAX_REQUEST_BYTES && self.volume.prefers_start(offset, data.len()) {
             let mut buffer = self.volume.buffers().take(data.len());
             buffer.copy_from_slice(data);

@@ -105,6 +105,8 @@ impl Stats {
         add(&shard.requests[index], 1);
         match error {
             None => add(&shard.bytes[index], bytes),
+            // The kernel asks once, and does without from then on.
+            Some(ErrorKind::Unsupported) => 0,
             Some(_) => add(&shard.errors[index], 1),
         };
         if error == Some(ErrorKind::Checksum) {

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The largest read or write that the daemon negotiates with FUSE, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 1 << 20;
-/// Size of the buffer that fuser 0.18 reads requests into. A test in `fuse` holds it to this.
+/// Size of the buffer that fuser 0.18 reads requests into. Should that change, `copied_writes`
+/// is no longer 0, and the tests in `tests/e2e/mounted.rs` fail.
 const FUSER_BUFFER_BYTES: usize = (16 << 20) + 4096;
 /// `fuse_in_header` and `fuse_write_in`: what stands before the data of a write.
 const WRITE_HEADER_BYTES: usize = 80;

@@ -2,7 +2,8 @@
 //!
 //! A request holds its range of slots from before the back end sees it until after it is done.
 //! Reads share; a write or discard has its range to itself. A request takes its one range in
-//! one step and holds no other, so requests can't wait for each other in a circle.
+//! one step and holds no other, and waits only for requests that came before it, so requests
+//! can't wait for each other in a circle, and none waits for ever.
 //!
 //! The table is a short array that is searched from end to end: with the 128 requests that a
 //! loop device has in flight that is far below a microsecond, and it needs no allocation.
@@ -40,19 +41,37 @@ impl Ticket {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Active {
-    ticket: u32,
+struct Range {
     first: u64,
     end: u64,
     exclusive: bool,
 }
 
+impl Range {
+    /// The two must not be under way together.
+    fn meets(&self, other: &Range) -> bool {
+        let overlap = other.first < self.end && self.first < other.end;
+        overlap && (self.exclusive || other.exclusive)
+    }
+}
+
 #[derive(Debug)]
 struct State {
-    active: Vec<Active>,
+    /// Under way, in no order.
+    active: Vec<(u32, Range)>,
+    /// Waiting, in the order of their coming, with the number that each was given.
+    waiting: Vec<(u64, Range)>,
+    next_number: u64,
     pending: Vec<Option<Pending>>,
     free: Vec<u32>,
-    waiting: usize,
+}
+
+impl State {
+    /// Nothing under way, and nobody who waits since before `number`, is in the way of `range`.
+    fn may_enter(&self, number: u64, range: &Range) -> bool {
+        !self.active.iter().any(|(_, other)| range.meets(other))
+            && !self.waiting.iter().any(|(other, earlier)| *other < number && range.meets(earlier))
+    }
 }
 
 #[derive(Debug)]
@@ -66,9 +85,10 @@ impl InFlight {
     pub(super) fn new() -> InFlight {
         let state = State {
             active: Vec::with_capacity(CAPACITY),
+            waiting: Vec::with_capacity(CAPACITY),
+            next_number: 0,
             pending: (0..CAPACITY).map(|_| None).collect(),
             free: (0..CAPACITY as u32).rev().collect(),
-            waiting: 0,
         };
         InFlight { state: Mutex::new(state), ended: Condvar::new(), count: AtomicUsize::new(0) }
     }
@@ -85,22 +105,22 @@ impl InFlight {
         exclusive: bool,
         pending: Option<Pending>,
     ) -> Ticket {
-        let end = first + count;
-        let meets = |other: &Active| {
-            other.first < end && first < other.end && (exclusive || other.exclusive)
-        };
+        let range = Range { first, end: first + count, exclusive };
         let mut state = self.state.lock();
-        let ticket = loop {
-            if !state.active.iter().any(meets)
-                && let Some(ticket) = state.free.pop()
-            {
-                break ticket;
+        let number = state.next_number;
+        state.next_number += 1;
+        if !state.may_enter(number, &range) || state.free.is_empty() {
+            // As many threads as serve requests can wait here: far fewer than CAPACITY.
+            state.waiting.push((number, range));
+            while !state.may_enter(number, &range) || state.free.is_empty() {
+                state = self.ended.wait(state);
             }
-            state.waiting += 1;
-            state = self.ended.wait(state);
-            state.waiting -= 1;
-        };
-        state.active.push(Active { ticket, first, end, exclusive });
+            state.waiting.retain(|(other, _)| *other != number);
+            // Who waited behind this one may share with it.
+            self.ended.notify_all();
+        }
+        let ticket = state.free.pop().unwrap_or_else(|| unreachable!("checked under the lock"));
+        state.active.push((ticket, range));
         state.pending[ticket as usize] = pending;
         self.count.store(state.active.len(), Ordering::Relaxed);
         Ticket(ticket)
@@ -109,12 +129,12 @@ impl InFlight {
     /// The request is done; answers what it left here.
     pub(super) fn end(&self, ticket: Ticket) -> Option<Pending> {
         let mut state = self.state.lock();
-        let position = state.active.iter().position(|active| active.ticket == ticket.0)?;
+        let position = state.active.iter().position(|(active, _)| *active == ticket.0)?;
         state.active.swap_remove(position);
         state.free.push(ticket.0);
         self.count.store(state.active.len(), Ordering::Relaxed);
         let pending = state.pending[ticket.0 as usize].take();
-        let waiting = state.waiting > 0;
+        let waiting = !state.waiting.is_empty();
         drop(state);
         if waiting {
             self.ended.notify_all();
@@ -148,6 +168,29 @@ mod tests {
         let token = ticket.token();
         flights.end(ticket);
         assert!(flights.end(Ticket::from_token(token)).is_none());
+    }
+
+    /// A writer's turn comes although there is never a moment without a reader.
+    #[test]
+    fn readers_do_not_starve_a_writer() {
+        let flights = InFlight::new();
+        let held = flights.begin(0, 8, false, None);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| flights.end(flights.begin(4, 1, true, None)));
+            while flights.state.lock().waiting.is_empty() {
+                std::thread::yield_now();
+            }
+            // It came after the writer: it waits behind it, though it could share with `held`.
+            let reader = scope.spawn(|| flights.end(flights.begin(0, 8, false, None)));
+            while flights.state.lock().waiting.len() < 2 {
+                std::thread::yield_now();
+            }
+            // Elsewhere nobody waits.
+            flights.end(flights.begin(8, 1, true, None));
+            flights.end(held);
+            assert!(writer.join().unwrap().is_none() && reader.join().unwrap().is_none());
+        });
+        assert_eq!(flights.len(), 0);
     }
 
     /// Threads enter random overlapping ranges; for each slot, the readers and writers inside

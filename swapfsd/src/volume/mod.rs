@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::stats::Stats;
 use in_flight::{InFlight, Pending, Ticket};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use swapfs_format::swap_header::SwapHeader;
 use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
@@ -248,7 +248,11 @@ impl Volume {
                 count: if length == 0 { 0 } else { end.div_ceil(PAGE_BYTES) - first },
                 whole: offset.is_multiple_of(PAGE_BYTES) && length.is_multiple_of(PAGE_BYTES),
             }),
-            _ => Err(Error::new(ErrorKind::OutOfRange, operation, first)),
+            _ => {
+                let kind = ErrorKind::OutOfRange;
+                self.stats.record(operation, 0, Duration::ZERO, Some(kind));
+                Err(Error::new(kind, operation, first))
+            }
         }
     }
 

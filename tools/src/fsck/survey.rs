@@ -6,8 +6,7 @@ use serde::Serialize;
 use std::cmp::Reverse;
 use std::fmt;
 use swapfs_format::superblock::{
-    DecodeError, KNOWN_READ_ONLY_COMPATIBLE, MAGIC, PRIMARY_OFFSET_BYTES, Superblock, VERSION,
-    layout,
+    DecodeError, KNOWN_READ_ONLY_COMPATIBLE, MAGIC, PRIMARY_OFFSET_BYTES, Superblock, layout,
 };
 use swapfs_format::swap_header::{SIGNATURE_OFFSET, SwapHeader};
 use swapfs_format::{PAGE_BYTES, PAGE_LEN, size, types};
@@ -137,9 +136,8 @@ impl Copies {
         // An image that is too short shows as that in `pair.primary`.
         let _: Result<(), i32> = read_all_at(image.file(), &mut start[..], PRIMARY_OFFSET_BYTES);
         let mut copies = Copies {
-            primary: told_from_newer(image, pair.primary, PRIMARY_OFFSET_BYTES),
-            backup: told_from_newer(image, pair.backup, pair.backup_offset_bytes)
-                .and_then(|backup| at_its_place(backup, pair.backup_offset_bytes)),
+            primary: pair.primary,
+            backup: pair.backup.and_then(|backup| at_its_place(backup, pair.backup_offset_bytes)),
             backup_offset_bytes: pair.backup_offset_bytes,
             start,
         };
@@ -266,26 +264,6 @@ impl Copies {
             FORMAT_AGAIN,
         ))
     }
-}
-
-/// The version's number is under the checksum: where that fits once the number is ours, no newer
-/// program wrote the superblock, and the number is what is damaged.
-fn told_from_newer(
-    image: &Image,
-    copy: Result<Superblock, DecodeError>,
-    place: u64,
-) -> Result<Superblock, DecodeError> {
-    let Err(DecodeError::UnknownVersion(found)) = copy else {
-        return copy;
-    };
-    let mut page = [0; PAGE_LEN];
-    let read = read_all_at(image.file(), &mut page, place);
-    page[MAGIC.len()..][..size_of_val(&VERSION)].copy_from_slice(&VERSION.to_le_bytes());
-    if read.is_ok() && Superblock::decode(&page).is_ok() {
-        let why = format!("{found}, under the checksum of version {VERSION}");
-        return Err(DecodeError::BadField { field: "version", why });
-    }
-    copy
 }
 
 /// A backup names its own place: one found elsewhere belongs to an image of another size.
