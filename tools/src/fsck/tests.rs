@@ -192,13 +192,13 @@ const CASES: &[Case] = &[
     curable(
         "primary: one bit of the version",
         |disk| disk.write(8, &[3]),
-        &["primary superblock: superblock field version: 3, under the checksum of version 1"],
+        &["primary superblock: superblock checksum is wrong"],
         &["repaired: write the primary superblock from the backup"],
     ),
     curable(
         "backup: one bit of the version",
         |disk| disk.write(BACKUP_OFFSET + 8, &[3]),
-        &["backup superblock: superblock field version: 3, under the checksum of version 1"],
+        &["backup superblock: superblock checksum is wrong"],
         &["repaired: write the backup superblock from the primary"],
     ),
     curable(
