@@ -3,5 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod conformance;
+pub mod memory;
 pub mod mounted;
+pub mod pattern;
 pub mod rng;
+pub mod workload;
