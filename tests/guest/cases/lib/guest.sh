@@ -1,0 +1,179 @@
+# What the guest cases share. Sourced by them, in the guest; never run on the machine itself.
+# shellcheck shell=bash
+set -euo pipefail
+
+[ "${SWAPFS_GUEST:-}" = 1 ] || {
+    echo "this runs in the guest only: tests/guest/run-cases ${0##*/}" >&2
+    exit 2
+}
+PATH="$SWAPFS_BIN:$PATH"
+case_name="${0##*/}"
+case_name="${case_name%.sh}"
+seed="${SWAPFS_SEED:-$(date +%s)}"
+passed=0
+failed=0
+bad_pages=0
+scratch="$(mktemp -d /tmp/case.XXXXXX)"
+
+echo "$case_name: seed $seed (replay: SWAPFS_SEED=$seed)"
+
+# Also on the kernel's console: its messages can then be placed.
+step() { # TEXT
+    echo "-- $*"
+    echo "case: $*" >/dev/kmsg
+}
+
+pass() { # WHAT
+    passed=$((passed + 1))
+    echo "pass: $*"
+}
+
+fail() { # WHAT
+    failed=$((failed + 1))
+    echo "FAIL: $*"
+    echo "case FAIL: $*" >/dev/kmsg
+}
+
+check() { # WHAT COMMAND...
+    local what="$1"
+    shift
+    if "$@"; then pass "$what"; else fail "$what"; fi
+}
+
+report() {
+    local status=$?
+    if [ "$status" != 0 ]; then
+        fail "the script ended early, status $status"
+        state
+    fi
+    echo "$case_name: $passed passed, $failed failed, $bad_pages bad pages"
+    if [ "$failed" != 0 ] || [ "$bad_pages" != 0 ]; then
+        exit 1
+    fi
+}
+trap report EXIT
+trap 'echo "FAIL: ${BASH_SOURCE[0]##*/} line $LINENO: $BASH_COMMAND"' ERR
+
+# What a person would look at first.
+state() {
+    echo "state: /proc/swaps"
+    cat /proc/swaps || true
+    grep -E 'swapfs|loop' /proc/mounts || true
+    losetup -a || true
+    timeout 20 swapfs status || true
+    dmesg | tail -n 20 || true
+}
+
+# wait_for WHAT COMMAND...: at most two minutes, for what takes milliseconds when all is well.
+wait_for() {
+    local what="$1" tries=0
+    shift
+    until "$@"; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 1200 ]; then
+            fail "$what: not within two minutes"
+            return 1
+        fi
+        sleep 0.1
+    done
+}
+
+# A file system on a virtio disk, for images: never tmpfs.
+make_ext4() { # DEVICE DIRECTORY
+    mkfs.ext4 -q -E nodiscard,lazy_itable_init=0 "$1"
+    mkdir -p "$2"
+    mount -t ext4 "$1" "$2"
+}
+
+make_cgroup() { # NAME MEGABYTES
+    mkdir -p "/sys/fs/cgroup/$1"
+    echo $(($2 * 1024 * 1024)) >"/sys/fs/cgroup/$1/memory.max"
+}
+
+in_cgroup() { # NAME COMMAND...
+    local group="$1"
+    shift
+    (
+        echo "$BASHPID" >"/sys/fs/cgroup/$group/cgroup.procs"
+        exec "$@"
+    )
+}
+
+# load WHAT COMMAND...: runs a command that ends in a pageload, counts its bad pages. Its line is
+# left in $load_line.
+load_line=
+load() {
+    local what="$1" status=0 output="$scratch/load"
+    shift
+    "$@" >"$output" 2>&1 || status=$?
+    cat "$output"
+    count_load "$what" "$status" "$output"
+}
+
+count_load() { # WHAT STATUS OUTPUT
+    local bad
+    load_line="$(grep '^pageload: .* bad;' "$3" || true)"
+    bad="$(sed -n 's/.* \([0-9]*\) bad;.*/\1/p' <<<"$load_line")"
+    bad_pages=$((bad_pages + ${bad:-0}))
+    if [ "$2" = 0 ] && [ "$bad" = 0 ]; then
+        pass "$1: 0 bad pages"
+    else
+        fail "$1: pageload ended with $2, ${bad:-no count of} bad pages"
+    fi
+}
+
+pages_swapped_out() {
+    sed -n 's/.*; \([0-9]*\) swapped out.*/\1/p' <<<"$load_line"
+}
+
+# That the workload really went through swap, not only through memory.
+check_swapped_out() { # MEGABYTES
+    local pages
+    pages="$(pages_swapped_out)"
+    check "at least $1 MiB went out (${pages:-0} pages)" [ "${pages:-0}" -ge $(($1 * 256)) ]
+}
+
+swap_used_kib() { # [DEVICE]
+    awk -v device="${1:-}" 'NR > 1 && (device == "" || $1 == device) { sum += $4 } END { print sum + 0 }' /proc/swaps
+}
+
+swap_device_of() { # IMAGE: the loop device that status shows for it
+    swapfs status --json | tr -d ' \n' | tr '{' '\n' | grep -F "\"$1\"" |
+        grep -o '/dev/loop[0-9]*' | head -n 1
+}
+
+# Everything that up makes. Kept as text so that a failure can be shown.
+leftovers() {
+    awk 'NR > 1 { print "swap area: " $1 }' /proc/swaps
+    losetup -a | sed 's/^/loop device: /'
+    grep -E ' fuse\S* ' /proc/mounts | grep -v fusectl | sed 's/^/mount: /' || true
+    local process
+    for process in /proc/[0-9]*; do
+        case "$(cat "$process/comm" 2>/dev/null)" in
+        swapfs* | mkswapfs | mount-swapfs) echo "process: ${process#/proc/} $(tr '\0' ' ' <"$process/cmdline")" ;;
+        esac
+    done 2>/dev/null
+    find /run/swapfs -mindepth 1 2>/dev/null | sed 's/^/file: /' || true
+    find /sys/fs/cgroup -type d -name '*swapfs*' | sed 's/^/cgroup: /'
+}
+
+check_nothing_left() { # WHEN
+    local left
+    left="$(leftovers)"
+    if [ -z "$left" ]; then
+        pass "nothing left behind $1"
+    else
+        fail "left behind $1:"
+        echo "$left"
+    fi
+}
+
+# refused COMMAND...: it must fail, and say why.
+refused() {
+    if "$@" >"$scratch/refused" 2>&1; then
+        echo "it was not refused: $*"
+        return 1
+    fi
+    sed 's/^/refused: /' "$scratch/refused"
+    [ -s "$scratch/refused" ]
+}

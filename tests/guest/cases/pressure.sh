@@ -1,0 +1,20 @@
+# guest: --memory 512 --disk 2G --timeout 900
+# More memory in use than the machine has, without any cgroup limit: the daemon, like everything
+# else, has to live with it.
+. "${0%/*}/lib/guest.sh"
+
+make_ext4 /dev/vda /mnt/data
+image=/mnt/data/swap.img
+for engine in uring sync; do
+    swapfs up "$image" --size 1G --priority 10 --discard=pages -o "engine=$engine"
+    daemon="$(pidof swapfsd)"
+    step "engine=$engine: 700 MiB in a machine of 512"
+    load "engine=$engine, random, 3 processes" \
+        pageload --megabytes 700 --passes 1 --seed "$seed" --processes 3 --touch mixed
+    check_swapped_out 300
+    check "the daemon is the same" [ "$(pidof swapfsd)" = "$daemon" ]
+    grep -E 'VmLck|VmSwap|VmRSS' "/proc/$daemon/status"
+    check "no page of the daemon was swapped" grep -Eq '^VmSwap:[[:space:]]+0 kB' "/proc/$daemon/status"
+    swapfs down "$image"
+    check_nothing_left "after engine=$engine"
+done
