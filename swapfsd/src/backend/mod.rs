@@ -80,6 +80,10 @@ pub trait Backend: Send + Sync {
 /// Each call ends in exactly one [`Completion::complete`], on any thread, maybe before the call
 /// returns.
 pub trait AsynchronousBackend: Send + Sync {
+    /// Is a request of `bytes` better started than done at once, given that others are in
+    /// flight? Not where the device is so fast that handing over costs more than waiting.
+    fn is_worth_starting(&self, bytes: usize) -> bool;
+
     /// Fills `buffer` (whole slots) from slot `first` on.
     fn start_read(&self, first: u64, buffer: PageBuffer, done: Completion);
 

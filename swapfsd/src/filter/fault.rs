@@ -103,6 +103,10 @@ impl Backend for Fault {
 }
 
 impl AsynchronousBackend for Fault {
+    fn is_worth_starting(&self, bytes: usize) -> bool {
+        self.inner.asynchronous().is_some_and(|inner| inner.is_worth_starting(bytes))
+    }
+
     fn start_read(&self, first: u64, buffer: PageBuffer, done: Completion) {
         match (self.decide(Operation::Read, first), self.inner.asynchronous()) {
             (Ok(()), Some(inner)) => inner.start_read(first, buffer, done),

@@ -186,11 +186,11 @@ impl Volume {
     /// the request is whole slots, and others are in flight: alone, it is faster done at once.
     #[must_use]
     pub fn prefers_start(&self, offset: u64, length: usize) -> bool {
-        self.backend.asynchronous().is_some()
-            && self.in_flight.len() > 0
+        self.in_flight.len() > 0
             && offset.is_multiple_of(PAGE_BYTES)
             && length.is_multiple_of(PAGE_LEN)
             && length > 0
+            && self.backend.asynchronous().is_some_and(|starter| starter.is_worth_starting(length))
     }
 
     /// Starts a read of whole slots into `buffer`; `done` gets the outcome. Waits only for

@@ -1,11 +1,13 @@
 //! The data section as a device: synchronous I/O, and what every engine does around its own.
 
 use super::checksum::ChecksumTable;
+use super::pace::Pace;
 use crate::buffer::{BufferPool, LARGE_BYTES};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::sys::file::{self, Discarded};
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
 /// What O_DIRECT asks of memory on any device with blocks of at most 4 KiB.
@@ -25,6 +27,7 @@ pub(super) struct Device {
     pub(super) checksums: Option<ChecksumTable>,
     pub(super) buffers: BufferPool,
     pub(super) counters: Counters,
+    pub(super) pace: Pace,
 }
 
 impl Device {
@@ -49,8 +52,11 @@ impl Device {
     }
 
     fn read_aligned(&self, first: u64, pages: &mut [u8]) -> Result<()> {
+        let started = Instant::now();
         file::read_all_at(&self.file, pages, self.offset_of(first))
-            .map_err(|errno| Error::from_os(Operation::Read, first, errno))
+            .map_err(|errno| Error::from_os(Operation::Read, first, errno))?;
+        self.pace.record(pages.len(), started.elapsed());
+        Ok(())
     }
 
     pub(super) fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
@@ -71,8 +77,11 @@ impl Device {
     }
 
     fn write_aligned(&self, first: u64, pages: &[u8]) -> Result<()> {
+        let started = Instant::now();
         file::write_all_at(&self.file, pages, self.offset_of(first))
-            .map_err(|errno| Error::from_os(Operation::Write, first, errno))
+            .map_err(|errno| Error::from_os(Operation::Write, first, errno))?;
+        self.pace.record(pages.len(), started.elapsed());
+        Ok(())
     }
 
     /// Remembers what is now on the device.
@@ -122,6 +131,8 @@ impl Device {
         report("checksum_table_bytes", self.checksums.as_ref().map_or(0, ChecksumTable::bytes));
         report("copied_writes", counters.copied_writes.load(Ordering::Relaxed));
         report("discarded_bytes", counters.discarded_bytes.load(Ordering::Relaxed));
+        report("small_io_average_ns", self.pace.average_ns(0));
+        report("large_io_average_ns", self.pace.average_ns(LARGE_BYTES));
     }
 }
 

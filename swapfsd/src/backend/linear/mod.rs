@@ -3,13 +3,15 @@
 //! Slot `n` lies at `data_offset + n * 4096`; there is nothing to look up and nothing to
 //! rebuild. All I/O is direct. Two engines: `sync` is one pread or pwrite on the thread that
 //! has the request; `uring` keeps many requests of few threads in flight through io_uring, and
-//! still does a request that is alone by pread or pwrite, since that has one hand-over less.
+//! still does a request by pread or pwrite where that is faster: one that is alone, and all of
+//! them on a device that answers sooner than a hand-over takes ([`pace`]).
 //!
 //! With `checksum=on` a CRC-32 of each slot written since the mount is kept in memory. Slots
 //! that hold data of an earlier mount are read unchecked until they are written.
 
 mod checksum;
 mod device;
+mod pace;
 mod uring;
 
 use super::{AsynchronousBackend, AtStart, Backend, Completion};
@@ -17,6 +19,7 @@ use crate::buffer::{BufferPool, PageBuffer};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use checksum::ChecksumTable;
 use device::Device;
+use pace::Pace;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -52,6 +55,7 @@ impl Linear {
             checksums,
             buffers,
             counters: device::Counters::default(),
+            pace: Pace::default(),
         });
         let uring = match options.engine {
             LinearEngine::Sync => None,
@@ -98,6 +102,10 @@ impl Backend for Linear {
 }
 
 impl AsynchronousBackend for Linear {
+    fn is_worth_starting(&self, bytes: usize) -> bool {
+        self.device.pace.is_slow(bytes)
+    }
+
     fn start_read(&self, first: u64, buffer: PageBuffer, done: Completion) {
         match &self.uring {
             Some(uring) => uring.start(Operation::Read, first, buffer, done),
