@@ -27,7 +27,7 @@ use swapfs_format::types::TypedOptions;
 const THREAD_STACK_BYTES: &str = "524288";
 
 pub(super) fn foreground(arguments: &Arguments) -> Result<(), StartError> {
-    logging::start(LogTarget::StandardError);
+    start_logging(LogTarget::StandardError);
     run(arguments, Readiness::Foreground)
 }
 
@@ -37,13 +37,19 @@ pub(super) fn background(arguments: &Arguments) -> Result<(), StartError> {
         Forked::Parent(pipe, _) => wait_for_child(pipe),
         Forked::Child(pipe) => {
             let readiness = Readiness::Pipe(pipe);
-            logging::start(LogTarget::KernelLog);
+            start_logging(LogTarget::KernelLog);
             match process::detach_standard_streams() {
                 Ok(()) => run(arguments, readiness),
                 Err(error) => readiness.failed(system(error)),
             }
         }
     }
+}
+
+fn start_logging(target: LogTarget) {
+    // Inherited by the thread of the log. Should it fail, `protect` says so when there is a log.
+    drop(process::set_io_flusher());
+    logging::start(target);
 }
 
 fn run(arguments: &Arguments, readiness: Readiness) -> Result<(), StartError> {
