@@ -8,9 +8,13 @@ image=/mnt/data/swap.img
 for engine in uring sync; do
     swapfs up "$image" --size 1G --priority 10 --discard=pages -o "engine=$engine"
     daemon="$(pidof swapfsd)"
+    # A pass of random touches takes long in an emulated guest: the second engine only fills
+    # and verifies.
+    passes=1
+    [ "$engine" = uring ] || passes=0
     step "engine=$engine: 700 MiB in a machine of 512"
     load "engine=$engine, random, 3 processes" \
-        pageload --megabytes 700 --passes 1 --seed "$seed" --processes 3 --touch mixed
+        pageload --megabytes 700 --passes "$passes" --seed "$seed" --processes 3 --touch mixed
     check_swapped_out 300
     check "the daemon is the same" [ "$(pidof swapfsd)" = "$daemon" ]
     grep -E 'VmLck|VmSwap|VmRSS' "/proc/$daemon/status"

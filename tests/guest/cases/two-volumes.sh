@@ -15,17 +15,17 @@ show_use() {
     echo "in use: $first $first_kib KiB, $second $second_kib KiB"
 }
 
-step "different priorities: 96 MiB preferred, a workload of 300 MiB"
-swapfs up "$first" --size 96M --priority 20 --discard=pages
+step "different priorities: 64 MiB preferred, a workload of 200 MiB"
+swapfs up "$first" --size 64M --priority 20 --discard=pages
 swapfs up "$second" --priority 5 --discard=pages
 cat /proc/swaps
-in_cgroup one pageload --megabytes 300 --passes 1 --seed "$seed" --processes 2 \
+in_cgroup one pageload --megabytes 200 --passes 1 --seed "$seed" --processes 2 \
     --ready "$scratch/ready" --until "$scratch/stop" >"$scratch/background" 2>&1 &
 workload=$!
 wait_for "workload ready" test -e "$scratch/ready"
 show_use
-check "the preferred volume is nearly full" [ "$first_kib" -gt $((80 * 1024)) ]
-check "the rest went to the other" [ "$second_kib" -gt $((50 * 1024)) ]
+check "the preferred volume is nearly full" [ "$first_kib" -gt $((50 * 1024)) ]
+check "the rest went to the other" [ "$second_kib" -gt $((30 * 1024)) ]
 touch "$scratch/stop"
 status=0
 wait "$workload" || status=$?
@@ -40,7 +40,7 @@ swapfs up "$first" --size 400M --priority 7 --discard=pages
 swapfs up "$second" --priority 7 --discard=pages
 cat /proc/swaps
 for group in one two; do
-    in_cgroup "$group" pageload --megabytes 180 --passes 1 --seed "$seed" \
+    in_cgroup "$group" pageload --megabytes 120 --passes 1 --seed "$seed" \
         --ready "$scratch/ready.$group" --until "$scratch/stop" >"$scratch/$group" 2>&1 &
     echo $! >"$scratch/$group.pid"
 done
