@@ -19,6 +19,7 @@ pub mod fuse;
 pub mod image;
 pub mod logging;
 pub mod protect;
+pub mod reserve;
 pub mod stats;
 pub mod sync;
 pub mod sys;

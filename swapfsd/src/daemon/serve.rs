@@ -9,6 +9,7 @@ use crate::fuse::{Adapter, Connection};
 use crate::image::{Access, Image};
 use crate::logging::{self, LogTarget};
 use crate::protect::{self, OwnCgroup, Protection};
+use crate::reserve::Reserve;
 use crate::stats::json::Identity;
 use crate::sys::process::Forked;
 use crate::sys::{memory, mount, process};
@@ -149,7 +150,10 @@ impl Mounted {
             }
             readiness.ready();
         })?;
+        let reserve = Reserve::start(Arc::clone(&self.volume))
+            .map_err(|error| StartError::new("memory reserve", error))?;
         let served = self.connection.serve();
+        drop(reserve);
         drop(starter.join());
         handle.close();
         drop(stopper.join());

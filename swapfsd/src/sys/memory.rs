@@ -28,8 +28,7 @@ impl Mapping {
     /// # Errors
     /// What mmap(2) answers, `ENOMEM` first of all.
     pub fn new(len: usize, populate: bool) -> io::Result<Mapping> {
-        let populate = if populate { libc::MAP_POPULATE } else { 0 };
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | populate;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new anonymous mapping at an address that the kernel chooses.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
@@ -37,7 +36,31 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Mapping { start, len })
+        let mapping = Mapping { start, len };
+        if populate {
+            mapping.populate()?;
+        }
+        Ok(mapping)
+    }
+
+    /// Not by MAP_POPULATE, which does nothing in a process whose memory is locked on fault (as
+    /// the daemon's is): a request would then fault on its own buffer, and wait for memory that
+    /// only swap can free. This was seen: the machine stood still.
+    fn populate(&self) -> io::Result<()> {
+        match populate(self.start.as_ptr(), self.len, true) {
+            Ok(()) => Ok(()),
+            // A kernel before 5.14: touch each page by hand.
+            Err(libc::EINVAL) => {
+                for offset in (0..self.len).step_by(4096) {
+                    // SAFETY: inside the mapping.
+                    let byte = unsafe { self.start.as_ptr().add(offset) };
+                    // SAFETY: nobody else has the mapping yet.
+                    unsafe { byte.write_volatile(0) };
+                }
+                Ok(())
+            }
+            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     /// First byte.
@@ -89,6 +112,19 @@ pub fn lock_all_on_fault() -> io::Result<()> {
     let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: no memory is passed.
     check(unsafe { libc::mlockall(flags) }).map(drop)
+}
+
+/// Bytes of memory that nobody uses, asked without any allocation in the kernel.
+#[must_use]
+pub fn free_bytes() -> u64 {
+    let mut information = std::mem::MaybeUninit::<libc::sysinfo>::uninit();
+    // SAFETY: the call fills the structure given, if it succeeds.
+    if unsafe { libc::sysinfo(information.as_mut_ptr()) } != 0 {
+        return u64::MAX;
+    }
+    // SAFETY: filled by the call, which succeeded.
+    let information = unsafe { information.assume_init() };
+    information.freeram * u64::from(information.mem_unit)
 }
 
 /// Touches every page that this process has mapped: code and data of the program and its
@@ -174,6 +210,25 @@ mod tests {
         mapping.release(4096, 8192).unwrap();
         // SAFETY: as above.
         assert_eq!(unsafe { byte.read() }, 0);
+    }
+
+    /// As in the daemon: with everything locked on fault, "populated" must still mean present.
+    #[test]
+    fn populated_means_present_also_when_locked_on_fault() {
+        if lock_all_on_fault().is_err() {
+            println!("SKIPPED populated_means_present: no CAP_IPC_LOCK");
+            return;
+        }
+        let mapping = Mapping::new(12 << 20, true).unwrap();
+        let mut present = vec![0u8; (12 << 20) / 4096];
+        let start = mapping.as_ptr().cast();
+        // SAFETY: one byte for each page of the mapping.
+        let asked = unsafe { libc::mincore(start, mapping.len(), present.as_mut_ptr()) };
+        // SAFETY: no memory is passed.
+        unsafe { libc::munlockall() };
+        assert_eq!(asked, 0);
+        assert!(present.iter().all(|page| page & 1 == 1), "not all pages are there");
+        assert!(free_bytes() > 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 use crate::backend::Completion;
 use crate::error::Operation;
 use crate::sync::{Condvar, Mutex};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Requests under way at most: FUSE's background requests (256) and those of its threads.
@@ -79,6 +79,7 @@ pub(super) struct InFlight {
     state: Mutex<State>,
     ended: Condvar,
     count: AtomicUsize,
+    ended_total: AtomicU64,
 }
 
 impl InFlight {
@@ -90,11 +91,21 @@ impl InFlight {
             pending: (0..CAPACITY).map(|_| None).collect(),
             free: (0..CAPACITY as u32).rev().collect(),
         };
-        InFlight { state: Mutex::new(state), ended: Condvar::new(), count: AtomicUsize::new(0) }
+        InFlight {
+            state: Mutex::new(state),
+            ended: Condvar::new(),
+            count: AtomicUsize::new(0),
+            ended_total: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Requests that are done, ever.
+    pub(super) fn ended_total(&self) -> u64 {
+        self.ended_total.load(Ordering::Relaxed)
     }
 
     /// Waits until no request that must not meet this one is under way, then enters it.
@@ -131,6 +142,7 @@ impl InFlight {
         let mut state = self.state.lock();
         let position = state.active.iter().position(|(active, _)| *active == ticket.0)?;
         state.active.swap_remove(position);
+        self.ended_total.fetch_add(1, Ordering::Relaxed);
         state.free.push(ticket.0);
         self.count.store(state.active.len(), Ordering::Relaxed);
         let pending = state.pending[ticket.0 as usize].take();

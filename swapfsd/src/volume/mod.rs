@@ -89,6 +89,12 @@ impl Volume {
         self.in_flight.len()
     }
 
+    /// Requests that are done, since the volume was mounted.
+    #[must_use]
+    pub fn requests_done(&self) -> u64 {
+        self.in_flight.ended_total()
+    }
+
     /// Where buffers for requests come from.
     #[must_use]
     pub fn buffers(&self) -> &BufferPool {
