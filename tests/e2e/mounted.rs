@@ -74,7 +74,7 @@ fn fio_verify(type_name: &str, options: &str) {
         let output = Command::new("timeout")
             .args(["120", "fio", "--name=verify", "--direct=1", "--ioengine=libaio"])
             .args(["--rw=randrw", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"])
-            .args(["--size=48m", "--randrepeat=0", "--output-format=json"])
+            .args(["--size=48m", "--randrepeat=0", "--verify_state_save=0", "--output-format=json"])
             .arg(format!("--bs={block}"))
             .arg(format!("--iodepth={depth}"))
             .arg(format!("--filename={}", device.0.display()))
