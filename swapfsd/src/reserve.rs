@@ -8,13 +8,13 @@
 //!
 //! So the daemon holds some memory from the start, populated and locked, and a thread that needs
 //! none looks on: if free memory is as low as that and no request is done for a while, it gives
-//! the memory back. The waiting allocations are in the kernel's retry loop and succeed at once,
-//! requests are done, pages become free, and the memory is taken again when there is plenty.
-//! Seen in the guest test `pressure`, which stood still without it.
+//! the memory back, piece by piece. The waiting allocations are in the kernel's retry loops and
+//! succeed, requests are done, pages become free, and the memory is taken again when there is
+//! plenty. Seen in the guest test `pressure`, which stood still without it.
 
 use crate::sys::memory::{Mapping, free_bytes};
 use crate::volume::Volume;
-use log::{info, warn};
+use log::info;
 use std::fs;
 use std::io;
 use std::sync::Arc;
@@ -24,9 +24,13 @@ use std::time::Duration;
 
 /// What is held back. The requests of a full loop queue (128) need about a tenth of it.
 const RESERVE_BYTES: usize = 16 << 20;
+/// It is given back piece by piece: the kernel tries some allocations (of a mempool) again only
+/// every five seconds, and memory given back all at once has been taken by others by then.
+const PIECE_BYTES: usize = 128 << 10;
+const PIECES: usize = RESERVE_BYTES / PIECE_BYTES;
 /// How often the thread looks.
 const STEP: Duration = Duration::from_millis(50);
-/// Steps without a request done, with memory low, before the reserve is given back.
+/// Steps without a request done, with memory low, before the first piece is given back.
 const STALLED_STEPS: u32 = 4;
 /// Steps before it is taken again.
 const REFILL_STEPS: u32 = 20;
@@ -55,7 +59,10 @@ impl Reserve {
     /// # Errors
     /// No memory, or no thread.
     pub fn start(volume: Arc<Volume>) -> io::Result<Reserve> {
-        let held = Mapping::new(RESERVE_BYTES, true)?;
+        let mut held = Vec::with_capacity(PIECES);
+        for _ in 0..PIECES {
+            held.push(Mapping::new(PIECE_BYTES, true)?);
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new().name("reserve".to_owned()).spawn({
             let stop = Arc::clone(&stop);
@@ -80,47 +87,32 @@ fn low_bytes() -> u64 {
     text.trim().parse().unwrap_or(4096u64) * 1024 * LOW_FACTOR
 }
 
-fn look_on(volume: &Volume, stop: &AtomicBool, held: Mapping) {
+fn look_on(volume: &Volume, stop: &AtomicBool, mut held: Vec<Mapping>) {
     let low_bytes = low_bytes();
-    let mut held = Some(held);
-    let (mut done_before, mut steps) = (0, 0);
+    let (mut done_before, mut stalled, mut waited) = (0, 0, 0);
     while !stop.load(Ordering::Relaxed) {
         std::thread::sleep(STEP);
         let done = volume.requests_done();
         let free = free_bytes();
-        match held.take() {
-            Some(reserve) => {
-                steps = if done == done_before && free < low_bytes { steps + 1 } else { 0 };
-                if steps < STALLED_STEPS {
-                    held = Some(reserve);
-                } else {
-                    drop(reserve);
-                    RELEASES.fetch_add(1, Ordering::Relaxed);
-                    steps = 0;
-                }
-            }
-            None => {
-                steps += 1;
-                if steps >= REFILL_STEPS && free > 2 * low_bytes + RESERVE_BYTES as u64 {
-                    held = refill();
-                    steps = 0;
-                }
-            }
-        }
+        stalled = if done == done_before && free < low_bytes { stalled + 1 } else { 0 };
         done_before = done;
-    }
-}
-
-/// May wait for memory itself: it is on nobody's way.
-fn refill() -> Option<Mapping> {
-    match Mapping::new(RESERVE_BYTES, true) {
-        Ok(reserve) => {
-            info!("memory was short: the reserve was given back, and is taken again");
-            Some(reserve)
-        }
-        Err(error) => {
-            warn!("the memory reserve can't be taken again: {error}");
-            None
+        if stalled >= STALLED_STEPS {
+            waited = 0;
+            if stalled == STALLED_STEPS {
+                RELEASES.fetch_add(1, Ordering::Relaxed);
+            }
+            drop(held.pop());
+        } else if held.len() < PIECES {
+            waited += 1;
+            if waited >= REFILL_STEPS && free > 2 * low_bytes + RESERVE_BYTES as u64 {
+                info!("memory was short: {} of the reserve are taken again", PIECES - held.len());
+                // May wait for memory itself: it is in nobody's way.
+                while held.len() < PIECES {
+                    let Ok(piece) = Mapping::new(PIECE_BYTES, true) else { break };
+                    held.push(piece);
+                }
+                waited = 0;
+            }
         }
     }
 }
