@@ -38,6 +38,14 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
                faster single pages, for more power; 0: never",
     },
     OptionSpec {
+        key: "realtime",
+        kind: ValueKind::Switch,
+        default: "on",
+        per_mount: true,
+        help: "run the daemon as a real-time task of the lowest priority: only such tasks may use \
+               a part of the kernel's memory reserve when a machine's memory is full",
+    },
+    OptionSpec {
         key: "fault",
         kind: ValueKind::Faults,
         default: "",
@@ -140,6 +148,8 @@ pub struct CommonOptions {
     pub threads: Option<u32>,
     /// `awake-ms=`; zero: never.
     pub awake: Duration,
+    /// `realtime=`
+    pub realtime: bool,
     /// `fault=` and `fault-seed=`
     pub faults: FaultPlan,
     /// `delay=`
@@ -205,6 +215,7 @@ impl TypeSpec {
         let common = CommonOptions {
             threads: set.integer("threads").map(|count| count as u32),
             awake: Duration::from_millis(set.integer("awake-ms").unwrap_or(0)),
+            realtime: set.switch("realtime"),
             faults: FaultPlan {
                 rules: set.faults("fault"),
                 seed: set.integer("fault-seed").unwrap_or(1),

@@ -21,6 +21,8 @@ pub struct Protection {
     pub oom_protected: bool,
     /// A cgroup with memory.swap.max 0.
     pub swap_free_cgroup: bool,
+    /// SCHED_RR: its allocations may use a part of the kernel's memory reserve.
+    pub realtime: bool,
 }
 
 /// A cgroup that was made for the daemon; removed when dropped.
@@ -29,8 +31,9 @@ pub struct OwnCgroup {
     path: PathBuf,
 }
 
-/// Sets everything that is inherited by threads: call before there are any.
-pub fn protect_process() -> (Protection, Option<OwnCgroup>) {
+/// Sets everything that is inherited by threads: call before there are any. `realtime=off` leaves
+/// that one measure out.
+pub fn protect_process(realtime: bool) -> (Protection, Option<OwnCgroup>) {
     let (swap_free_cgroup, cgroup) = match enter_swap_free_cgroup() {
         Ok(cgroup) => (true, cgroup),
         Err(why) => {
@@ -56,6 +59,15 @@ pub fn protect_process() -> (Protection, Option<OwnCgroup>) {
             "mlockall",
             "it needs CAP_IPC_LOCK: the daemon could be swapped out to itself",
         ),
+        // The bio of a direct write to a file comes from the pool that swap-outs above it use up
+        // when memory is at its minimum; only a real-time task gets one then (swapfsd/README.md).
+        realtime: realtime
+            && said(
+                process::set_realtime(),
+                "SCHED_RR",
+                "it needs CAP_SYS_NICE: when the machine's memory is full, the daemon could wait \
+                 for memory that only its own swap-outs free",
+            ),
     };
     (protection, cgroup)
 }

@@ -77,6 +77,8 @@ pub struct Protection {
     pub oom_protected: bool,
     /// Its control group may not swap.
     pub swap_free_cgroup: bool,
+    /// Its allocations may use a part of the kernel's memory reserve.
+    pub realtime: bool,
 }
 
 /// The whole file.
@@ -175,6 +177,13 @@ impl Stats {
             warnings
                 .push("the out-of-memory killer may choose it (needs CAP_SYS_RESOURCE)".to_owned());
         }
+        if !self.protection.realtime {
+            warnings.push(
+                "it is no real-time task: on a machine whose memory is full it can stand still \
+                 (needs CAP_SYS_NICE, and realtime=on)"
+                    .to_owned(),
+            );
+        }
         if self.errors.total() > 0 {
             warnings.push(format!(
                 "{} requests failed ({} reads, {} writes, {} discards, {} flushes; {} wrong \
@@ -214,7 +223,7 @@ pub(crate) mod tests {
         "request_bytes":[{"le_bytes":4096,"read":8,"write":0},{"le_bytes":524288,"read":2,"write":4}],
         "latency_us":[{"le_us":8,"read":0,"write":0},{"le_us":null,"read":1,"write":0}],
         "protection":{"memory_locked":true,"io_flusher":true,"oom_protected":true,
-        "swap_free_cgroup":false},"heap_allocations_on_io_path":0,"log_lines_dropped":0,
+        "swap_free_cgroup":false,"realtime":true},"heap_allocations_on_io_path":0,"log_lines_dropped":0,
         "backend":{"engine":"uring"}}"#;
 
     #[test]

@@ -89,7 +89,7 @@ impl Mounted {
         unsafe { std::env::set_var("RUST_MIN_STACK", THREAD_STACK_BYTES) };
         let Opened { image, superblock, options, text } = open_volume(arguments)?;
         logging::set_subject(&image.path().display().to_string());
-        let (protection, cgroup) = protect::protect_process();
+        let (protection, cgroup) = protect::protect_process(options.common.realtime);
         let resources = registry::resources(&options);
         let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
             .map_err(|error| StartError::new("memory for buffers", error))?;

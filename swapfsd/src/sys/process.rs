@@ -23,6 +23,21 @@ pub fn set_io_flusher() -> io::Result<()> {
     if set == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
 }
 
+/// Makes the calling thread, and all that it starts from now on, a real-time task (SCHED_RR) of
+/// the lowest real-time priority. Such a task's allocations may go down to half of the minimum
+/// watermark (`ALLOC_MIN_RESERVE` in mm/page_alloc.c), where others wait for reclaim.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_NICE, or in a control group without real-time run time.
+pub fn set_realtime() -> io::Result<()> {
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameters.sched_priority = 1;
+    // SAFETY: the parameters are read during the call only.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const parameters) })?;
+    Ok(())
+}
+
 /// The effective user is root.
 #[must_use]
 pub fn is_root() -> bool {
