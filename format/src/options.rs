@@ -48,8 +48,49 @@ pub enum ValueKind {
         /// Largest size allowed, in bytes.
         max: u64,
     },
+    /// A size in bytes, with K, M, G, T, or `auto`.
+    SizeOrAuto {
+        /// Least size allowed, in bytes.
+        min: u64,
+        /// Largest size allowed, in bytes.
+        max: u64,
+    },
+    /// `off`, or `zstd:LEVEL`, or `zstd`; where `lz4` is set, `lz4` too and not `off`.
+    Compression {
+        /// This is the algorithm of first choice, which can't be off.
+        lz4: bool,
+    },
     /// Rules of the fault filter, see [`crate::fault`].
     Faults,
+}
+
+/// How pages are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// LZ4 blocks.
+    Lz4,
+    /// Zstandard, 1 to 19.
+    Zstd {
+        /// Greater is smaller and slower.
+        level: i32,
+    },
+}
+
+/// The level of `zstd` without one: what zstd itself takes.
+const ZSTD_LEVEL: i32 = 3;
+/// The levels that zstd has without special memory.
+const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
+
+fn parse_compression(text: &str, lz4: bool) -> Option<Value> {
+    match text.split_once(':') {
+        None if text == "zstd" => Some(Value::Zstd(ZSTD_LEVEL)),
+        None if lz4 && text == "lz4" => Some(Value::Choice("lz4")),
+        None if !lz4 && text == "off" => Some(Value::Choice("off")),
+        Some(("zstd", level)) => {
+            level.parse().ok().filter(|level| ZSTD_LEVELS.contains(level)).map(Value::Zstd)
+        }
+        _ => None,
+    }
 }
 
 /// A value that an option was given.
@@ -61,8 +102,10 @@ pub enum Value {
     Switch(bool),
     /// Of [`ValueKind::Integer`] and [`ValueKind::Size`].
     Integer(u64),
-    /// Of [`ValueKind::IntegerOrAuto`].
+    /// Of [`ValueKind::IntegerOrAuto`] and [`ValueKind::SizeOrAuto`].
     Auto,
+    /// A level, of [`ValueKind::Compression`].
+    Zstd(i32),
     /// Of [`ValueKind::Faults`].
     Faults(Vec<FaultRule>),
 }
@@ -135,11 +178,14 @@ impl ValueKind {
                 "off" => Some(Value::Switch(false)),
                 _ => None,
             },
-            ValueKind::IntegerOrAuto { .. } if text == "auto" => Some(Value::Auto),
+            ValueKind::IntegerOrAuto { .. } | ValueKind::SizeOrAuto { .. } if text == "auto" => {
+                Some(Value::Auto)
+            }
+            ValueKind::Compression { lz4 } => parse_compression(text, lz4),
             ValueKind::Integer { min, max } | ValueKind::IntegerOrAuto { min, max } => {
                 text.parse().ok().filter(|&value| in_range(value, min, max)).map(Value::Integer)
             }
-            ValueKind::Size { min, max } => size::parse(text)
+            ValueKind::Size { min, max } | ValueKind::SizeOrAuto { min, max } => size::parse(text)
                 .ok()
                 .filter(|&value| in_range(value, min, max))
                 .map(Value::Integer),
@@ -161,6 +207,14 @@ impl ValueKind {
             }
             ValueKind::Size { min, max } => {
                 format!("a size from {} to {}", size::human(min), size::human(max))
+            }
+            ValueKind::SizeOrAuto { min, max } => {
+                format!("auto, or a size from {} to {}", size::human(min), size::human(max))
+            }
+            ValueKind::Compression { lz4 } => {
+                let other = if lz4 { "lz4" } else { "off" };
+                let (least, most) = (ZSTD_LEVELS.start(), ZSTD_LEVELS.end());
+                format!("{other}, zstd, or zstd:LEVEL with a level from {least} to {most}")
             }
             ValueKind::Faults => fault::ALLOWED.to_owned(),
         }
@@ -256,6 +310,15 @@ impl OptionSet {
         }
     }
 
+    /// `None` for `off`.
+    pub(crate) fn compression(&self, key: &str) -> Option<Algorithm> {
+        match self.value(key) {
+            Value::Zstd(level) => Some(Algorithm::Zstd { level }),
+            Value::Choice("lz4") => Some(Algorithm::Lz4),
+            _ => None,
+        }
+    }
+
     pub(crate) fn faults(&self, key: &str) -> Vec<FaultRule> {
         match self.value(key) {
             Value::Faults(rules) => rules,
@@ -275,7 +338,7 @@ fn unknown_key(spec: &'static TypeSpec, key: &str) -> OptionError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::LINEAR;
+    use crate::types::{LINEAR, ZMEM};
     use proptest::prelude::*;
 
     #[test]
@@ -305,9 +368,27 @@ mod tests {
         assert_eq!(set.integer("threads"), None);
     }
 
+    #[test]
+    fn compression_has_a_level_where_it_can() {
+        let algorithm = |text: &str| OptionSet::parse(&ZMEM, text).unwrap().compression("algo");
+        assert_eq!(algorithm(""), Some(Algorithm::Lz4));
+        assert_eq!(algorithm("algo=zstd"), Some(Algorithm::Zstd { level: 3 }));
+        assert_eq!(algorithm("algo=zstd:19"), Some(Algorithm::Zstd { level: 19 }));
+        let message = |text: &str| OptionSet::parse(&ZMEM, text).unwrap_err().to_string();
+        assert_eq!(
+            message("algo=zstd:20"),
+            "option 'algo': 'zstd:20' is not allowed: lz4, zstd, or zstd:LEVEL with a level from \
+             1 to 19"
+        );
+        assert!(message("algo=off").contains("not allowed: lz4"));
+        assert!(message("recompress=lz4").contains("not allowed: off, zstd"));
+        assert!(message("limit=1").contains("auto, or a size from"));
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in ".{0,200}") {
+            let _ = OptionSet::parse(&ZMEM, &text);
             let _ = OptionSet::parse(&LINEAR, &text);
         }
     }

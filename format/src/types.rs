@@ -4,6 +4,7 @@
 //! `swapfsd/src/backend/`.
 
 use crate::fault::FaultPlan;
+pub use crate::options::Algorithm;
 use crate::options::{OptionError, OptionSet, OptionSpec, ValueKind};
 use std::time::Duration;
 
@@ -98,6 +99,66 @@ pub const LINEAR: TypeSpec = TypeSpec {
     ],
 };
 
+/// Compressed pages in the daemon's memory.
+pub const ZMEM: TypeSpec = TypeSpec {
+    name: "zmem",
+    summary: "pages compressed in RAM, without a disk",
+    ghost: true,
+    options: &[
+        OptionSpec {
+            key: "algo",
+            kind: ValueKind::Compression { lz4: true },
+            default: "lz4",
+            per_mount: true,
+            help: "how pages are compressed: lz4 is fast, zstd:LEVEL is smaller",
+        },
+        OptionSpec {
+            key: "limit",
+            kind: ValueKind::SizeOrAuto { min: 1 << 20, max: 4 << 40 },
+            default: "auto",
+            per_mount: true,
+            help: "memory for compressed pages and the slot table; at the limit, swap-outs are \
+                   refused. auto: half of the machine's memory",
+        },
+        OptionSpec {
+            key: "reserve",
+            kind: ValueKind::Size { min: 1 << 20, max: 16 << 30 },
+            default: "16M",
+            per_mount: true,
+            help: "memory that is kept free for swap-outs, beside the limit: they never wait for \
+                   memory of the machine",
+        },
+        OptionSpec {
+            key: "recompress",
+            kind: ValueKind::Compression { lz4: false },
+            default: "off",
+            per_mount: true,
+            help: "compress pages that nobody has touched for recompress-age again, by zstd",
+        },
+        OptionSpec {
+            key: "recompress-age",
+            kind: ValueKind::Integer { min: 1, max: 1_000_000 },
+            default: "300",
+            per_mount: true,
+            help: "seconds without a touch after which a page is cold",
+        },
+        OptionSpec {
+            key: "recompress-rate",
+            kind: ValueKind::Size { min: 64 << 10, max: 1 << 40 },
+            default: "16M",
+            per_mount: true,
+            help: "bytes of pages a second that are recompressed at most",
+        },
+        OptionSpec {
+            key: "dedup",
+            kind: ValueKind::Switch,
+            default: "off",
+            per_mount: true,
+            help: "store identical pages once",
+        },
+    ],
+};
+
 /// Pages as they are in the daemon's memory.
 pub const RAM: TypeSpec = TypeSpec {
     name: "ram",
@@ -107,7 +168,7 @@ pub const RAM: TypeSpec = TypeSpec {
 };
 
 /// Every type there is, the default one first.
-pub const TYPES: &[&TypeSpec] = &[&LINEAR, &RAM];
+pub const TYPES: &[&TypeSpec] = &[&ZMEM, &LINEAR, &RAM];
 
 /// Finds a type by its name in the superblock.
 #[must_use]
@@ -141,6 +202,32 @@ pub struct LinearOptions {
     pub discard: bool,
 }
 
+/// `recompress=` and what belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recompress {
+    /// The level of zstd.
+    pub level: i32,
+    /// `recompress-age=`
+    pub age: Duration,
+    /// `recompress-rate=`, bytes of pages a second.
+    pub rate_bytes: u64,
+}
+
+/// The options of `zmem`, typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZmemOptions {
+    /// `algo=`
+    pub algorithm: Algorithm,
+    /// `limit=`; `None`: the daemon chooses.
+    pub limit_bytes: Option<u64>,
+    /// `reserve=`
+    pub reserve_bytes: u64,
+    /// `recompress=`; `None`: off.
+    pub recompress: Option<Recompress>,
+    /// `dedup=`
+    pub dedup: bool,
+}
+
 /// The options that every type has, typed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommonOptions {
@@ -159,6 +246,8 @@ pub struct CommonOptions {
 /// The options of the type itself.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BackendOptions {
+    /// For [`ZMEM`].
+    Zmem(ZmemOptions),
     /// For [`LINEAR`].
     Linear(LinearOptions),
     /// For [`RAM`].
@@ -232,10 +321,30 @@ impl TypeSpec {
                 checksum: set.switch("checksum"),
                 discard: set.switch("discard"),
             })
+        } else if self.name == ZMEM.name {
+            BackendOptions::Zmem(zmem_options(set))
         } else {
             BackendOptions::Ram
         };
         TypedOptions { common, backend }
+    }
+}
+
+fn zmem_options(set: &OptionSet) -> ZmemOptions {
+    let recompress = match set.compression("recompress") {
+        Some(Algorithm::Zstd { level }) => Some(Recompress {
+            level,
+            age: Duration::from_secs(set.integer("recompress-age").unwrap_or(300)),
+            rate_bytes: set.integer("recompress-rate").unwrap_or(16 << 20),
+        }),
+        _ => None,
+    };
+    ZmemOptions {
+        algorithm: set.compression("algo").unwrap_or(Algorithm::Lz4),
+        limit_bytes: set.integer("limit"),
+        reserve_bytes: set.integer("reserve").unwrap_or(16 << 20),
+        recompress,
+        dedup: set.switch("dedup"),
     }
 }
 

@@ -12,6 +12,7 @@
 pub mod awake;
 pub mod backend;
 pub mod buffer;
+pub mod codec;
 pub mod daemon;
 pub mod error;
 pub mod filter;

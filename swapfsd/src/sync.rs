@@ -8,7 +8,8 @@
 //! A panic while a lock is held does not poison it: what these locks guard is changed in single
 //! steps, and the other requests must go on.
 
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 /// A mutex that is not poisoned.
 #[derive(Debug, Default)]
@@ -23,6 +24,15 @@ impl<T> Mutex<T> {
     /// Waits for the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock, if nobody has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 
@@ -43,6 +53,15 @@ impl Condvar {
     /// Gives the lock up until told; may return without having been told.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Condvar::wait`], for `at_most`.
+    pub fn wait_timeout<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        at_most: Duration,
+    ) -> MutexGuard<'a, T> {
+        self.0.wait_timeout(guard, at_most).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Tells one waiter.

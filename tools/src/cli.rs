@@ -66,7 +66,7 @@ struct UpArguments {
     /// Size of a new volume (K, M, G, T) [default: the memory, at most 1/4 of the free space]
     #[arg(long, value_parser = swapfs_format::size::parse)]
     size: Option<u64>,
-    /// Type of a new volume [default: linear]
+    /// Type of a new volume [default: zmem, compressed memory]
     #[arg(long = "type", short = 't', value_name = "TYPE")]
     type_name: Option<String>,
     /// Priority of the swap area, the highest first [default: below all others]

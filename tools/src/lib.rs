@@ -27,6 +27,7 @@ pub mod multicall;
 pub mod probe;
 pub mod procfs;
 pub mod render;
+pub mod savings;
 pub mod sizing;
 pub mod stats;
 pub mod status;

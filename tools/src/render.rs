@@ -1,5 +1,6 @@
 //! `swapfs status` for people: a table, and the warnings under it.
 
+use crate::savings::Savings;
 use crate::status::{DaemonState, Status, VolumeStatus};
 use swapfs_format::size::human;
 
@@ -20,6 +21,9 @@ pub fn table(status: &Status) -> String {
     rows.extend(status.volumes.iter().map(row));
     let mut text = aligned(&rows);
     for volume in &status.volumes {
+        if let Some(savings) = volume.stats.as_ref().and_then(Savings::of) {
+            text.push_str(&format!("{}: {savings}\n", name(volume)));
+        }
         for warning in &volume.warnings {
             text.push_str(&format!("{}: {warning}\n", name(volume)));
         }

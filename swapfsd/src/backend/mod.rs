@@ -23,6 +23,7 @@
 pub mod linear;
 pub mod ram;
 pub mod registry;
+pub mod zmem;
 
 use crate::buffer::PageBuffer;
 use crate::error::Result;

@@ -3,6 +3,7 @@
 use super::Backend;
 use super::linear::Linear;
 use super::ram::Ram;
+use super::zmem::Zmem;
 use crate::buffer::BufferPool;
 use crate::filter::{Delay, Fault};
 use crate::image::{Image, ImageError};
@@ -90,6 +91,11 @@ pub fn build(
             };
             let linear = Linear::new(file, superblock, linear, buffers.clone());
             Arc::new(linear.map_err(|error| BuildError::System(what, error))?)
+        }
+        BackendOptions::Zmem(zmem) => {
+            let threads = resources(options).threads;
+            let zmem = Zmem::new(superblock.slot_count, zmem, threads);
+            Arc::new(zmem.map_err(|error| BuildError::System("memory for the pages", error))?)
         }
         BackendOptions::Ram => {
             let ram = Ram::new(superblock.slot_count);

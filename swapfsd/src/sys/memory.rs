@@ -4,6 +4,10 @@ use super::{check, errno};
 use std::fs;
 use std::io;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// `MADV_DONTNEED` refuses memory that is locked; this takes it too (kernel 5.18). Not in libc yet.
+const MADV_DONTNEED_LOCKED: libc::c_int = 24;
 
 /// Mappings of our own above this size are populated by whoever made them, in the part that is
 /// used (fuser's read buffers are 16 MiB, of which 1 MiB is ever touched).
@@ -38,24 +42,34 @@ impl Mapping {
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         let mapping = Mapping { start, len };
         if populate {
-            mapping.populate()?;
+            mapping.populate_range(0, len)?;
         }
         Ok(mapping)
     }
 
+    /// Makes the pages of a range present, with the contents that they have; may wait for
+    /// memory.
+    ///
     /// Not by MAP_POPULATE, which does nothing in a process whose memory is locked on fault (as
     /// the daemon's is): a request would then fault on its own buffer, and wait for memory that
     /// only swap can free. This was seen: the machine stood still.
-    fn populate(&self) -> io::Result<()> {
-        match populate(self.start.as_ptr(), self.len, true) {
+    ///
+    /// # Errors
+    /// `ENOMEM`, and what madvise(2) answers otherwise.
+    pub fn populate_range(&self, offset: usize, len: usize) -> io::Result<()> {
+        assert!(offset + len <= self.len);
+        // SAFETY: inside the mapping, as just checked.
+        let start = unsafe { self.start.as_ptr().add(offset) };
+        match populate(start, len, true) {
             Ok(()) => Ok(()),
             // A kernel before 5.14: touch each page by hand.
             Err(libc::EINVAL) => {
-                for offset in (0..self.len).step_by(4096) {
+                for step in (0..len).step_by(4096) {
                     // SAFETY: inside the mapping.
-                    let byte = unsafe { self.start.as_ptr().add(offset) };
-                    // SAFETY: nobody else has the mapping yet.
-                    unsafe { byte.write_volatile(0) };
+                    let byte = unsafe { start.add(step) };
+                    // SAFETY: aligned for a byte. Adding nothing keeps what another thread may
+                    // write to the page at the same time.
+                    unsafe { &*byte.cast::<AtomicU8>() }.fetch_add(0, Ordering::Relaxed);
                 }
                 Ok(())
             }
@@ -90,7 +104,16 @@ impl Mapping {
         // SAFETY: the range lies inside this mapping, which is private and anonymous.
         let start = unsafe { self.start.as_ptr().add(offset) };
         // SAFETY: as above; the pages then read as zeros, which callers expect.
-        check(unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) }).map(drop)
+        let released = check(unsafe { libc::madvise(start.cast(), len, MADV_DONTNEED_LOCKED) });
+        match released {
+            // A kernel before 5.18, where memory that is not locked can still be given back.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                // SAFETY: as above.
+                check(unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) })
+            }
+            released => released,
+        }
+        .map(drop)
     }
 }
 
@@ -117,14 +140,24 @@ pub fn lock_all_on_fault() -> io::Result<()> {
 /// Bytes of memory that nobody uses, asked without any allocation in the kernel.
 #[must_use]
 pub fn free_bytes() -> u64 {
+    system_information().map_or(u64::MAX, |information| information.0)
+}
+
+/// Bytes of memory that the machine has.
+#[must_use]
+pub fn total_bytes() -> u64 {
+    system_information().map_or(1 << 30, |information| information.1)
+}
+
+/// Free and total memory in bytes.
+fn system_information() -> Option<(u64, u64)> {
     let mut information = std::mem::MaybeUninit::<libc::sysinfo>::uninit();
-    // SAFETY: the call fills the structure given, if it succeeds.
-    if unsafe { libc::sysinfo(information.as_mut_ptr()) } != 0 {
-        return u64::MAX;
-    }
+    // SAFETY: the structure is writable and of the type that the call fills.
+    check(unsafe { libc::sysinfo(information.as_mut_ptr()) }).ok()?;
     // SAFETY: filled by the call, which succeeded.
     let information = unsafe { information.assume_init() };
-    information.freeram * u64::from(information.mem_unit)
+    let unit = u64::from(information.mem_unit);
+    Some((information.freeram * unit, information.totalram * unit))
 }
 
 /// Touches every page that this process has mapped: code and data of the program and its

@@ -38,6 +38,20 @@ pub fn set_realtime() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the calling thread an ordinary one again, of low priority: for work that nobody waits
+/// for.
+///
+/// # Errors
+/// What sched_setscheduler(2) and setpriority(2) answer.
+pub fn set_background() -> io::Result<()> {
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: the parameters are read during the call only.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters) })?;
+    // SAFETY: no memory is passed; 0 is the calling thread.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) }).map(drop)
+}
+
 /// The effective user is root.
 #[must_use]
 pub fn is_root() -> bool {

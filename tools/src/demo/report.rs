@@ -3,6 +3,7 @@
 use super::traffic::Verdict;
 use crate::procfs::swaps::SwapArea;
 use crate::procfs::vmstat::SwapCounters;
+use crate::savings::Savings;
 use crate::stats::{SizeBucket, Stats};
 use std::fmt;
 use std::path::PathBuf;
@@ -101,6 +102,9 @@ impl fmt::Display for DemoReport {
         }
         if let Some(stats) = &self.stats {
             write_requests(f, stats)?;
+            if let Some(savings) = Savings::of(stats) {
+                writeln!(f, "memory    {savings}")?;
+            }
         }
         write_verdict(f, &self.verdict, self.page_count)
     }

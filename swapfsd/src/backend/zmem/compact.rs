@@ -1,0 +1,133 @@
+//! The compactor: what is left of sparse segments moves together, and they become free.
+//!
+//! A round marks the emptiest sealed segments as victims, as many as there is room to move what
+//! lives in them, and then scans the slot table once: the table is the only thing that knows
+//! where objects are, and a scan of it costs 8 bytes a slot where a page costs a thousand. So
+//! objects need no way back to their slots, and one that several slots share is moved like any
+//! other. Victims that are empty afterwards are free. Nothing here allocates memory: a write can
+//! be waiting for it.
+
+use super::arena::{Role, SEGMENT_BYTES, State};
+use super::counters::Field;
+use super::entry::Entry;
+use super::pool::{OpenSegment, Purpose};
+use super::{LOOK, Store};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A round is due when this part of the memory in use could be had back (a write that is waiting
+/// makes it due at once). Moving costs more the smaller this is: at an eighth, an object moves a
+/// few times in its life.
+const DUE_PART: u64 = 8;
+/// And when it is at least so much.
+const DUE_SEGMENTS: u64 = 4;
+/// Segments are sorted by how much lives in them into so many classes.
+const CLASSES: usize = 64;
+/// Segments fuller than this are left alone.
+const SPARSE_BYTES: usize = SEGMENT_BYTES / 16 * 15;
+
+pub(super) fn run(store: &Store) {
+    let mut open = OpenSegment::default();
+    while !store.stop.load(Ordering::Relaxed) {
+        let urgent = store.pool.arena.take_urgent();
+        if !is_due(store, urgent) || round(store, &mut open) == 0 {
+            // Nothing gained: a write that waits shall not make this thread spin.
+            if urgent {
+                store.pool.arena.say_no_gain();
+            }
+            store.pool.arena.wait_for_work(Role::Compactor, LOOK);
+        }
+    }
+    store.pool.close(&mut open);
+}
+
+/// Sparse sealed segments by class: how many, and what lives in them.
+fn survey(store: &Store) -> [(u64, u64); CLASSES] {
+    let mut classes = [(0, 0); CLASSES];
+    let arena = &store.pool.arena;
+    for segment in 0..arena.touched_segments() {
+        let (state, live) = arena.segment(segment);
+        if state == State::Sealed && (live as usize) < SPARSE_BYTES {
+            let class = &mut classes[live as usize * CLASSES / SEGMENT_BYTES];
+            class.0 += 1;
+            class.1 += u64::from(live);
+        }
+    }
+    classes
+}
+
+fn is_due(store: &Store, urgent: bool) -> bool {
+    let (segments, live) =
+        survey(store).iter().fold((0, 0), |sum, class| (sum.0 + class.0, sum.1 + class.1));
+    let gain = segments.saturating_sub(live.div_ceil(SEGMENT_BYTES as u64));
+    let used = u64::from(store.pool.arena.used_segments());
+    gain >= DUE_SEGMENTS.max(used / DUE_PART) || urgent && gain > 0
+}
+
+/// One round; answers how many segments became free, less those that it took.
+pub(super) fn round(store: &Store, open: &mut OpenSegment) -> u64 {
+    let arena = &store.pool.arena;
+    // Half of what is free, so that writes find some meanwhile, and two at least.
+    let room_bytes = (arena.free_segments() as u64 / 2).max(2) * SEGMENT_BYTES as u64;
+    let classes = survey(store);
+    let mut moving_bytes = 0;
+    let mut first_left = 0;
+    for (_, live) in classes {
+        if moving_bytes + live > room_bytes {
+            break;
+        }
+        moving_bytes += live;
+        first_left += 1;
+    }
+    // The first class that does not fit whole gives as many of its segments as fit.
+    let mut room_left_bytes = room_bytes - moving_bytes;
+    for segment in 0..arena.touched_segments() {
+        let (state, live) = arena.segment(segment);
+        if state != State::Sealed || live as usize >= SPARSE_BYTES {
+            continue;
+        }
+        let class = live as usize * CLASSES / SEGMENT_BYTES;
+        let fits = class < first_left || class == first_left && u64::from(live) <= room_left_bytes;
+        if fits && arena.make_victim(segment) && class == first_left {
+            room_left_bytes -= u64::from(live);
+        }
+    }
+    let used_before = arena.used_segments();
+    store.table.for_each(0, store.table.slot_count(), |slot, cell| {
+        let entry = Entry(cell.load(Ordering::Acquire));
+        if let Some(object) = entry.as_object()
+            && arena.may_hold(object.location)
+            && arena.state_at(object.location) == State::Victim
+        {
+            move_object(store, open, slot, cell);
+        }
+    });
+    let mut freed = 0;
+    for segment in 0..arena.touched_segments() {
+        if arena.segment(segment).0 == State::Victim && arena.end_victim(segment) {
+            freed += 1;
+        }
+    }
+    store.counters.add(Field::CompactedSegments, freed);
+    u64::from(used_before.saturating_sub(arena.used_segments()))
+}
+
+/// Moves the object of one slot to the compactor's open segment.
+fn move_object(store: &Store, open: &mut OpenSegment, slot: u64, cell: &AtomicU64) {
+    let alone = store.slots.of(slot).write();
+    let entry = Entry(cell.load(Ordering::Acquire));
+    let Some(object) = entry.as_object() else { return };
+    let arena = &store.pool.arena;
+    if !arena.may_hold(object.location) || arena.state_at(object.location) != State::Victim {
+        return;
+    }
+    // Its checksum goes with it, right or not: what was damaged stays so, and is found.
+    let Some((bytes, checksum)) = store.pool.unchecked(&object) else { return };
+    let moved = store.place(open, Purpose::Compact, object.encoding, checksum, bytes);
+    let Some(moved) = moved else { return };
+    let new = Entry::object(moved).with_history_of(entry);
+    // The age may have changed since: that is no loss.
+    cell.store(new.0, Ordering::Release);
+    drop(alone);
+    store.release(entry);
+    store.counters.add(Field::Compacted, 1);
+}

@@ -1,0 +1,245 @@
+//! One object for identical pages: an index of objects by what they hold.
+//!
+//! Encoding is deterministic, so identical pages have identical encoded bytes. The index finds
+//! objects by checksum, length and encoding, and then the bytes are compared: a collision costs
+//! that comparison and never gives the wrong page.
+//!
+//! The index is best effort. A record is 16 bytes; eight share a bucket of two cache lines, and
+//! an object that finds its bucket full is stored unshared: some 7 % of them where the buckets
+//! hold five on the average. It grows with the pool by linear
+//! hashing (W. Litwin, VLDB 1980): one bucket is split at a time, so there is never a moment in
+//! which all of it is rebuilt. Its memory is populated by the thread that splits, never faulted
+//! in by a write.
+//!
+//! How many entries name an object stands in its record. An object without one has one entry.
+
+use super::Store;
+use super::arena::State;
+use super::entry::{Entry, Object};
+use super::pool::Pool;
+use crate::codec::{self, Encoding};
+use crate::sync::Mutex;
+use crate::sys::memory::Mapping;
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use swapfs_format::PAGE_LEN;
+
+/// Records of a bucket.
+const WAYS: usize = 8;
+const BUCKET_BYTES: usize = WAYS * size_of::<Record>();
+const BUCKETS_PER_PAGE: u32 = (PAGE_LEN / BUCKET_BYTES) as u32;
+/// Locks, and buckets at the start. A bucket and the one that it is split into have the same
+/// lock, since the number of buckets at the start is a multiple of the number of locks.
+const LOCKS: u32 = 256;
+/// Buckets are split while there are more records than this for each.
+const RECORDS_PER_BUCKET: u64 = 5;
+
+/// An object that entries share. `entries` is 0 in an empty record.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct Record {
+    /// As a table entry names it.
+    object: u64,
+    checksum: u32,
+    entries: u32,
+}
+
+/// The index.
+#[derive(Debug)]
+pub(super) struct Dedup {
+    memory: Mapping,
+    buckets: AtomicU32,
+    max_buckets: u32,
+    locks: Box<[Mutex<()>]>,
+    records: AtomicU64,
+    shared: AtomicU64,
+}
+
+fn hash(checksum: u32, object: &Object) -> u32 {
+    let key = u64::from(checksum) | (object.len as u64) << 32 | (object.encoding as u64) << 48;
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+impl Dedup {
+    /// An index for the objects of `limit_bytes` of memory; nearly all of it is only addresses.
+    ///
+    /// # Errors
+    /// No address space, or no memory for the start.
+    pub(super) fn new(limit_bytes: u64) -> io::Result<Dedup> {
+        // Objects of a kilobyte, four in a bucket.
+        let max_buckets = (limit_bytes / 4096).clamp(u64::from(LOCKS), 1 << 31) as u32;
+        let max_buckets = max_buckets.next_power_of_two();
+        let memory = Mapping::new(max_buckets as usize * BUCKET_BYTES, false)?;
+        memory.populate_range(0, LOCKS as usize * BUCKET_BYTES)?;
+        Ok(Dedup {
+            memory,
+            buckets: AtomicU32::new(LOCKS),
+            max_buckets,
+            locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
+            records: AtomicU64::new(0),
+            shared: AtomicU64::new(0),
+        })
+    }
+
+    /// Entries that name an object that another one names too.
+    pub(super) fn shared_pages(&self) -> u64 {
+        self.shared.load(Ordering::Relaxed)
+    }
+
+    /// Objects in the index.
+    pub(super) fn indexed(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// The bucket of a hash, as long as there are `buckets`.
+    fn bucket_of(hash: u32, buckets: u32) -> u32 {
+        let power = buckets.next_power_of_two();
+        match hash & (power - 1) {
+            bucket if bucket < buckets => bucket,
+            unsplit => unsplit & (power / 2 - 1),
+        }
+    }
+
+    /// Runs `work` with the records of the hash's bucket, alone.
+    fn with_bucket<T>(&self, hash: u32, work: impl FnOnce(&mut [Record; WAYS]) -> T) -> T {
+        let _alone = self.locks[(hash % LOCKS) as usize].lock();
+        // Buckets of this lock are split only under it, so this does not change for this hash.
+        let bucket = Self::bucket_of(hash, self.buckets.load(Ordering::Acquire));
+        work(self.bucket(bucket))
+    }
+
+    /// The caller has the bucket's lock.
+    #[expect(clippy::mut_from_ref, reason = "the records are guarded by the bucket's lock")]
+    fn bucket(&self, bucket: u32) -> &mut [Record; WAYS] {
+        let offset = bucket as usize * BUCKET_BYTES;
+        assert!(offset + BUCKET_BYTES <= self.memory.len());
+        // SAFETY: inside the mapping, as just checked.
+        let start = unsafe { self.memory.as_ptr().add(offset) };
+        // SAFETY: aligned to a bucket; any bytes are records; guarded by the bucket's lock, which
+        // callers hold for as long as they use this.
+        unsafe { &mut *start.cast() }
+    }
+
+    /// Finds an object with these bytes, or makes one with `append` and remembers it.
+    pub(super) fn store(
+        &self,
+        pool: &Pool,
+        encoding: Encoding,
+        checksum: u32,
+        bytes: &[u8],
+        append: impl FnOnce() -> Option<Object>,
+    ) -> Option<Object> {
+        let key = hash(checksum, &Object { encoding, location: 0, len: bytes.len() });
+        let found = self.with_bucket(key, |bucket| {
+            for record in bucket.iter_mut().filter(|record| record.entries > 0) {
+                let Some(object) = Entry(record.object).as_object() else { continue };
+                if record.checksum == checksum
+                    && record.entries < u32::MAX
+                    && object.encoding == encoding
+                    && pool.arena.state_at(object.location) != State::Victim
+                    && pool.unchecked(&object).is_some_and(|(stored, _)| stored == bytes)
+                {
+                    record.entries += 1;
+                    return Some(object);
+                }
+            }
+            None
+        });
+        if found.is_some() {
+            self.shared.fetch_add(1, Ordering::Relaxed);
+            return found;
+        }
+        let object = append()?;
+        let record = Record { object: Entry::object(object).0, checksum, entries: 1 };
+        self.with_bucket(key, |bucket| {
+            if let Some(free) = bucket.iter_mut().find(|record| record.entries == 0) {
+                *free = record;
+                self.records.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        if self.is_small() {
+            pool.arena.wake();
+        }
+        Some(object)
+    }
+
+    /// An entry does not name the object any more; with the last one it is freed.
+    pub(super) fn release(&self, pool: &Pool, object: &Object) {
+        // With a damaged checksum its record can't be found, so nobody knows who else names it:
+        // it is never freed, lest someone reads another page in its place.
+        let Ok((_, checksum)) = pool.checked(object) else { return };
+        let named = Entry::object(*object).0;
+        let last = self.with_bucket(hash(checksum, object), |bucket| {
+            let found = |record: &&mut Record| record.entries > 0 && record.object == named;
+            let Some(record) = bucket.iter_mut().find(found) else { return true };
+            record.entries -= 1;
+            if record.entries == 0 {
+                self.records.fetch_sub(1, Ordering::Relaxed);
+            } else {
+                self.shared.fetch_sub(1, Ordering::Relaxed);
+            }
+            record.entries == 0
+        });
+        if last {
+            pool.free(object);
+        }
+    }
+
+    /// There are more objects than the buckets shall hold.
+    fn is_small(&self) -> bool {
+        let buckets = self.buckets.load(Ordering::Relaxed);
+        buckets < self.max_buckets && self.indexed() > u64::from(buckets) * RECORDS_PER_BUCKET
+    }
+
+    /// Splits buckets until there are enough. Only one thread may be in here.
+    ///
+    /// # Errors
+    /// No memory for more buckets.
+    pub(super) fn grow(&self) -> io::Result<()> {
+        while self.is_small() {
+            let buckets = self.buckets.load(Ordering::Relaxed);
+            if buckets.is_multiple_of(BUCKETS_PER_PAGE) {
+                self.memory.populate_range(buckets as usize * BUCKET_BYTES, PAGE_LEN)?;
+            }
+            self.split(buckets);
+        }
+        Ok(())
+    }
+
+    /// Makes bucket number `new`, with half of what the bucket below it had.
+    fn split(&self, new: u32) {
+        let _alone = self.locks[(new % LOCKS) as usize].lock();
+        let old = new - (new + 1).next_power_of_two() / 2;
+        let (from, to) = (self.bucket(old), self.bucket(new));
+        for (record, place) in from.iter_mut().zip(to.iter_mut()) {
+            let Some(object) = Entry(record.object).as_object() else { continue };
+            if record.entries > 0 && Self::bucket_of(hash(record.checksum, &object), new + 1) == new
+            {
+                *place = *record;
+                record.entries = 0;
+            }
+        }
+        self.buckets.store(new + 1, Ordering::Release);
+    }
+
+    /// Calls `visit` with each object that has a record, and how many entries name it.
+    #[cfg(test)]
+    pub(super) fn for_each(&self, mut visit: impl FnMut(Object, u32)) {
+        for bucket in 0..self.buckets.load(Ordering::Acquire) {
+            let _alone = self.locks[(bucket % LOCKS) as usize].lock();
+            for record in self.bucket(bucket).iter().filter(|record| record.entries > 0) {
+                if let Some(object) = Entry(record.object).as_object() {
+                    visit(object, record.entries);
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the index as large as the pool needs it.
+pub(super) fn grow(store: &Store) -> io::Result<()> {
+    store.dedup.as_ref().map_or(Ok(()), Dedup::grow)
+}
+
+const _: () = assert!(size_of::<Record>() == 16);
+const _: () = assert!(codec::MAX_OBJECT_BYTES <= 4096);

@@ -1,0 +1,246 @@
+//! The eight bytes that say where a slot's page is.
+//!
+//! ```text
+//! object       63 ............ 21 | 20 .... 9 | 8 .. 6 |   5   | 4 3 | 2 1 0
+//!              byte in the arena  | length-1  |  tier  | tried | age | kind 2..4
+//! same-filled  63 ............ 16 | 15 .... 8 | 7 6    | 5 4 3       | 2 1 0
+//!              the word, or a CRC |   check   |  0     |  form       | kind 1
+//! absent       0
+//! ```
+//!
+//! `kind` is [`Encoding`]'s number for an object. The length is that of the encoded bytes; the
+//! object's checksum lies in front of them. `tried` is set when recompression did not pay.
+//!
+//! A same-filled page has its word in the entry, where 48 bits can say it: with zeros above, ones
+//! above, zeros below, or as one 32-bit word twice. Other words stand beside the entry, in the
+//! table's word pages, and the entry has their CRC-32. The check byte is over everything else.
+
+use crate::codec::Encoding;
+
+/// Where an object lies: the byte in the arena at which its checksum starts.
+pub(super) type Location = u64;
+
+const KIND_MASK: u64 = 7;
+const SAME_FILLED: u64 = 1;
+const AGE_SHIFT: u32 = 3;
+/// The bits of the age.
+pub(super) const AGE_MASK: u64 = 3 << AGE_SHIFT;
+/// The greatest age.
+pub(super) const OLDEST: u64 = 3;
+const TRIED: u64 = 1 << 5;
+const LENGTH_SHIFT: u32 = 9;
+const LENGTH_MASK: u64 = 0xfff;
+const LOCATION_SHIFT: u32 = 21;
+const FORM_SHIFT: u32 = 3;
+const CHECK_SHIFT: u32 = 8;
+const PAYLOAD_SHIFT: u32 = 16;
+const PAYLOAD_BITS: u32 = 48;
+const PAYLOAD_MASK: u64 = (1 << PAYLOAD_BITS) - 1;
+
+const FORM_LOW: u64 = 0;
+const FORM_ONES: u64 = 1;
+const FORM_HIGH: u64 = 2;
+const FORM_TWICE: u64 = 3;
+const FORM_BESIDE: u64 = 4;
+
+/// Bytes that an arena can have: what a location can say.
+pub(super) const MAX_ARENA_BYTES: u64 = 1 << (64 - LOCATION_SHIFT);
+
+/// What an entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// Never written, or discarded: reads as zeros.
+    Absent,
+    /// The word over and over.
+    SameFilled(u64),
+    /// The same, with the word in the table's word pages; its CRC-32.
+    SameFilledBeside(u32),
+    /// An object in the arena.
+    Object(Object),
+    /// No entry that was ever written.
+    Damaged,
+}
+
+/// An object in the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Object {
+    pub(super) encoding: Encoding,
+    pub(super) location: Location,
+    /// Encoded bytes, 1 to 4096.
+    pub(super) len: usize,
+}
+
+/// An entry as it stands in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry(pub(super) u64);
+
+impl Entry {
+    pub(super) const ABSENT: Entry = Entry(0);
+
+    pub(super) fn object(object: Object) -> Entry {
+        debug_assert!((1..=4096).contains(&object.len) && object.location < MAX_ARENA_BYTES);
+        Entry(
+            object.encoding as u64
+                | (object.len as u64 - 1) << LENGTH_SHIFT
+                | object.location << LOCATION_SHIFT,
+        )
+    }
+
+    /// The entry of a same-filled page, and whether `word` has to be put beside it first.
+    pub(super) fn same_filled(word: u64) -> (Entry, bool) {
+        let (form, payload) = if word <= PAYLOAD_MASK {
+            (FORM_LOW, word)
+        } else if word | PAYLOAD_MASK == u64::MAX {
+            (FORM_ONES, word & PAYLOAD_MASK)
+        } else if word << PAYLOAD_BITS == 0 {
+            (FORM_HIGH, word >> PAYLOAD_SHIFT)
+        } else if word >> 32 == word & 0xffff_ffff {
+            (FORM_TWICE, word >> 32)
+        } else {
+            (FORM_BESIDE, u64::from(word_checksum(word)))
+        };
+        let bits = SAME_FILLED | form << FORM_SHIFT | payload << PAYLOAD_SHIFT;
+        (Entry(bits | check_of(bits) << CHECK_SHIFT), form == FORM_BESIDE)
+    }
+
+    pub(super) fn meaning(self) -> Meaning {
+        let number = (self.0 & KIND_MASK) as u8;
+        if self == Entry::ABSENT {
+            return Meaning::Absent;
+        }
+        if u64::from(number) == SAME_FILLED {
+            let bits = self.0 & !(0xff << CHECK_SHIFT);
+            if self.0 >> CHECK_SHIFT & 0xff != check_of(bits) {
+                return Meaning::Damaged;
+            }
+            let payload = self.0 >> PAYLOAD_SHIFT;
+            return match self.0 >> FORM_SHIFT & 31 {
+                FORM_LOW => Meaning::SameFilled(payload),
+                FORM_ONES => Meaning::SameFilled(payload | !PAYLOAD_MASK),
+                FORM_HIGH => Meaning::SameFilled(payload << PAYLOAD_SHIFT),
+                FORM_TWICE => Meaning::SameFilled(payload << 32 | payload),
+                FORM_BESIDE => Meaning::SameFilledBeside(payload as u32),
+                _ => Meaning::Damaged,
+            };
+        }
+        match Encoding::from_number(number) {
+            None => Meaning::Damaged,
+            Some(encoding) => Meaning::Object(Object {
+                encoding,
+                location: self.0 >> LOCATION_SHIFT,
+                len: (self.0 >> LENGTH_SHIFT & LENGTH_MASK) as usize + 1,
+            }),
+        }
+    }
+
+    /// The object, if it is one.
+    pub(super) fn as_object(self) -> Option<Object> {
+        match self.meaning() {
+            Meaning::Object(object) => Some(object),
+            _ => None,
+        }
+    }
+
+    /// Ticks since the slot was last touched, 0 to [`OLDEST`]. Of objects only.
+    pub(super) fn age(self) -> u64 {
+        (self.0 & AGE_MASK) >> AGE_SHIFT
+    }
+
+    /// One tick older.
+    pub(super) fn older(self) -> Entry {
+        let age = (self.age() + 1).min(OLDEST);
+        Entry(self.0 & !AGE_MASK | age << AGE_SHIFT)
+    }
+
+    /// Recompression was tried, and did not pay.
+    pub(super) fn was_tried(self) -> bool {
+        self.0 & TRIED != 0
+    }
+
+    /// As [`Entry::was_tried`] from now on.
+    pub(super) fn tried(self) -> Entry {
+        Entry(self.0 | TRIED)
+    }
+
+    /// This object's age and `tried`, for an entry that says where it went.
+    pub(super) fn with_history_of(self, other: Entry) -> Entry {
+        Entry(self.0 | other.0 & (AGE_MASK | TRIED))
+    }
+}
+
+fn check_of(bits: u64) -> u64 {
+    u64::from(crc32fast::hash(&bits.to_le_bytes()) & 0xff)
+}
+
+/// The checksum of a word that stands beside its entry.
+pub(super) fn word_checksum(word: u64) -> u32 {
+    crc32fast::hash(&word.to_le_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn words_that_fit_stand_in_the_entry() {
+        for word in [
+            0,
+            1,
+            0x0000_7fff_1234_5678,
+            u64::MAX,
+            u64::MAX - 5,
+            0x3ff8_0000_0000_0000,
+            0x5a5a_5a5a_5a5a_5a5a,
+            0xdead_beef_dead_beef,
+        ] {
+            let (entry, beside) = Entry::same_filled(word);
+            assert!(!beside, "{word:x}");
+            assert_eq!(entry.meaning(), Meaning::SameFilled(word), "{word:x}");
+        }
+        let (entry, beside) = Entry::same_filled(0x1234_5678_9abc_def0);
+        assert!(beside);
+        let crc = word_checksum(0x1234_5678_9abc_def0);
+        assert_eq!(entry.meaning(), Meaning::SameFilledBeside(crc));
+    }
+
+    #[test]
+    fn a_flipped_bit_of_a_same_filled_entry_is_no_other_word() {
+        let mut unnoticed = 0;
+        for word in [0, 0x41, u64::MAX, 0x3ff0_0000_0000_0000] {
+            let (entry, _) = Entry::same_filled(word);
+            for bit in 0..64 {
+                let flipped = Entry(entry.0 ^ 1 << bit);
+                unnoticed += u32::from(matches!(flipped.meaning(), Meaning::SameFilled(_)));
+            }
+        }
+        assert_eq!(unnoticed, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn objects_come_back(
+            number in 2..=4u8, location in 0..MAX_ARENA_BYTES, len in 1..=4096usize, ticks in 0..6u64
+        ) {
+            let encoding = Encoding::from_number(number).unwrap();
+            let object = Object { encoding, location, len };
+            let mut entry = Entry::object(object);
+            for _ in 0..ticks {
+                entry = entry.older();
+            }
+            prop_assert_eq!(entry.age(), ticks.min(OLDEST));
+            prop_assert_eq!(entry.tried().as_object(), Some(object));
+            prop_assert!(!entry.was_tried() && entry.tried().was_tried());
+        }
+
+        #[test]
+        fn any_word_comes_back_or_goes_beside(word in any::<u64>()) {
+            let (entry, beside) = Entry::same_filled(word);
+            match entry.meaning() {
+                Meaning::SameFilled(read) => prop_assert!(!beside && read == word),
+                Meaning::SameFilledBeside(crc) => prop_assert!(beside && crc == word_checksum(word)),
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+}

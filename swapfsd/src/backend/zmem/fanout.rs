@@ -1,0 +1,175 @@
+//! A large write on several threads.
+//!
+//! There is no queue: a large write that is alone puts itself up in the one place where helpers
+//! look, and starts; whoever comes along takes the next pages of it. A helper that comes too
+//! late costs nothing but its waking. Where other large writes are under way, the processors
+//! have enough to do, and nobody is called.
+
+use super::Store;
+use crate::error::{Error, Result};
+use crate::sync::{Condvar, Mutex};
+use crate::sys::alloc::IoPath;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use swapfs_format::PAGE_LEN;
+
+/// A write of fewer pages is done before a helper has woken up.
+const WORTH_PAGES: usize = 48;
+/// Pages that are taken at a time.
+const BATCH_BYTES: usize = 8 * PAGE_LEN;
+
+/// One large write.
+#[derive(Debug)]
+struct Job<'a> {
+    store: &'a Store,
+    first: u64,
+    pages: &'a [u8],
+    /// The next byte that nobody has taken.
+    next: AtomicUsize,
+    failed: Mutex<Option<Error>>,
+}
+
+impl Job<'_> {
+    fn work(&self) {
+        loop {
+            let start = self.next.fetch_add(BATCH_BYTES, Ordering::Relaxed);
+            if start >= self.pages.len() {
+                return;
+            }
+            let batch = &self.pages[start..self.pages.len().min(start + BATCH_BYTES)];
+            let first = self.first + (start / PAGE_LEN) as u64;
+            if let Err(error) = self.store.write(first, batch) {
+                self.failed.lock().get_or_insert(error);
+                // What nobody has taken yet is left undone.
+                self.next.store(self.pages.len(), Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
+/// A job whose owner waits until nobody uses it.
+#[derive(Debug, Clone, Copy)]
+struct JobPointer(*const Job<'static>);
+
+// SAFETY: the job behind it is Sync, and is used only as `Place` counts.
+unsafe impl Send for JobPointer {}
+
+#[derive(Debug, Default)]
+struct Place {
+    job: Option<JobPointer>,
+    users: usize,
+    stop: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    place: Mutex<Place>,
+    put_up: Condvar,
+    left: Condvar,
+    /// Large writes under way.
+    large: AtomicUsize,
+}
+
+/// The helpers.
+#[derive(Debug)]
+pub(super) struct Fanout {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+impl Fanout {
+    /// `count` helpers, asleep.
+    pub(super) fn new(count: usize) -> io::Result<Fanout> {
+        let shared = Arc::new(Shared::default());
+        let mut fanout = Fanout { shared, helpers: Vec::new() };
+        for _ in 0..count {
+            let shared = Arc::clone(&fanout.shared);
+            let thread = std::thread::Builder::new().name("zmem-helper".to_owned());
+            fanout.helpers.push(thread.spawn(move || help(&shared))?);
+        }
+        Ok(fanout)
+    }
+
+    /// Stores `pages` from slot `first` on, with help if that is worth it.
+    pub(super) fn write(&self, store: &Store, first: u64, pages: &[u8]) -> Result<()> {
+        if self.helpers.is_empty() || pages.len() < WORTH_PAGES * PAGE_LEN {
+            return store.write(first, pages);
+        }
+        let others = self.shared.large.fetch_add(1, Ordering::Relaxed);
+        let result = if others < self.helpers.len() {
+            self.write_with_help(store, first, pages)
+        } else {
+            store.write(first, pages)
+        };
+        self.shared.large.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    fn write_with_help(&self, store: &Store, first: u64, pages: &[u8]) -> Result<()> {
+        let job = Job { store, first, pages, next: AtomicUsize::new(0), failed: Mutex::default() };
+        let pointer = JobPointer((&raw const job).cast());
+        {
+            let mut place = self.shared.place.lock();
+            if place.job.is_some() || place.users > 0 {
+                drop(place);
+                return store.write(first, pages);
+            }
+            place.job = Some(pointer);
+        }
+        let taken_back = TakeBack(&self.shared);
+        self.shared.put_up.notify_all();
+        job.work();
+        drop(taken_back);
+        let failed = job.failed.lock().take();
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Ends the helpers.
+    pub(super) fn stop(&mut self) {
+        self.shared.place.lock().stop = true;
+        self.shared.put_up.notify_all();
+        for helper in self.helpers.drain(..) {
+            drop(helper.join());
+        }
+    }
+}
+
+/// Takes the job back and waits for its users, also when its owner panics.
+struct TakeBack<'a>(&'a Shared);
+
+impl Drop for TakeBack<'_> {
+    fn drop(&mut self) {
+        let mut place = self.0.place.lock();
+        place.job = None;
+        while place.users > 0 {
+            place = self.0.left.wait(place);
+        }
+    }
+}
+
+fn help(shared: &Shared) {
+    let _io_path = IoPath::enter();
+    let mut place = shared.place.lock();
+    while !place.stop {
+        let Some(JobPointer(job)) = place.job else {
+            place = shared.put_up.wait(place);
+            continue;
+        };
+        place.users += 1;
+        drop(place);
+        // SAFETY: while `users` is not zero, the owner stays in `TakeBack` at the latest, so the
+        // job is alive; it was put up under the same lock.
+        let job = unsafe { &*job };
+        job.work();
+        place = shared.place.lock();
+        place.users -= 1;
+        // Nothing is left of it: not again.
+        place.job = None;
+        if place.users == 0 {
+            shared.left.notify_all();
+        }
+    }
+}

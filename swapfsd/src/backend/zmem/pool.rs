@@ -1,0 +1,140 @@
+//! Objects in the arena: appended to open segments, read in place, freed by count.
+//!
+//! An object is its checksum (4 bytes) and its encoded bytes, one behind the other without any
+//! rounding: there are no size classes, so nothing is lost inside an object, and what is lost
+//! between objects is what died there since. The compactor closes those gaps ([`super::compact`]).
+//! This is the log of a log-structured store, in memory.
+//!
+//! Each writer has an open segment of its own, so that threads that write share nothing but the
+//! list of free segments, which they visit once in 256 KiB.
+
+use super::arena::{Arena, SEGMENT_BYTES, segment_of};
+use super::entry::{Location, Object};
+use crate::codec::{self, Encoding};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// What stands in front of an object's bytes: its checksum.
+pub(super) const HEADER_BYTES: usize = 4;
+
+/// Bytes that an object takes.
+pub(super) fn stored_bytes(object: &Object) -> u32 {
+    (HEADER_BYTES + object.len) as u32
+}
+
+/// Where a writer appends.
+#[derive(Debug, Default)]
+pub(super) struct OpenSegment {
+    segment: Option<u32>,
+    fill: usize,
+}
+
+/// Who asks for room, and so how long it may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A write of the kernel's: waits a moment.
+    Write,
+    /// The compactor: has segments set aside, since it makes free ones.
+    Compact,
+    /// The recompressor: goes without where others need the room.
+    Recompress,
+}
+
+/// An object that does not check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Corrupt;
+
+/// The objects.
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) arena: Arc<Arena>,
+}
+
+impl Pool {
+    /// Stores an object. `None`: no room, and nothing was changed.
+    pub(super) fn append(
+        &self,
+        open: &mut OpenSegment,
+        purpose: Purpose,
+        encoding: Encoding,
+        checksum: u32,
+        bytes: &[u8],
+    ) -> Option<Object> {
+        let size = HEADER_BYTES + bytes.len();
+        let segment = match open.segment {
+            Some(segment) if open.fill + size <= SEGMENT_BYTES => segment,
+            _ => self.open_next(open, purpose)?,
+        };
+        let location = segment as Location * SEGMENT_BYTES as Location + open.fill as Location;
+        let start = self.arena.at(location, size);
+        // SAFETY: this range of an open segment is nobody else's: who has `open` owns all of the
+        // segment from `fill` on, and no entry names it yet.
+        let to = unsafe { std::slice::from_raw_parts_mut(start, size) };
+        let (header, body) = to.split_at_mut(HEADER_BYTES);
+        header.copy_from_slice(&checksum.to_le_bytes());
+        body.copy_from_slice(bytes);
+        open.fill += size;
+        self.arena.add_live(segment, size as u32);
+        Some(Object { encoding, location, len: bytes.len() })
+    }
+
+    fn open_next(&self, open: &mut OpenSegment, purpose: Purpose) -> Option<u32> {
+        let next = match purpose {
+            Purpose::Write => self.arena.take_for_write(),
+            Purpose::Compact => self.arena.take_for_move(true),
+            Purpose::Recompress => self.arena.take_for_move(false),
+        }?;
+        if let Some(full) = open.segment.replace(next) {
+            self.arena.seal(full);
+        }
+        open.fill = 0;
+        Some(next)
+    }
+
+    /// Closes what a writer had open.
+    pub(super) fn close(&self, open: &mut OpenSegment) {
+        if let Some(segment) = open.segment.take() {
+            self.arena.seal(segment);
+        }
+    }
+
+    /// The bytes of an object whose checksum is right, and the checksum.
+    ///
+    /// The caller keeps the object alive as long as it has the bytes: by the lock of a slot
+    /// whose entry names it.
+    pub(super) fn checked(&self, object: &Object) -> Result<(&[u8], u32), Corrupt> {
+        let (bytes, checksum) = self.unchecked(object).ok_or(Corrupt)?;
+        match codec::checksum(object.encoding, bytes) == checksum {
+            true => Ok((bytes, checksum)),
+            false => Err(Corrupt),
+        }
+    }
+
+    /// The bytes of an object and the checksum that they should have. `None` if there can be
+    /// none at that place.
+    pub(super) fn unchecked(&self, object: &Object) -> Option<(&[u8], u32)> {
+        let size = HEADER_BYTES + object.len;
+        if !self.arena.is_inside(object.location, size) {
+            return None;
+        }
+        let start = self.arena.at(object.location, size);
+        // SAFETY: populated memory inside one segment, written before the entry that names it
+        // was published, and not again as long as the caller keeps the object alive.
+        let stored = unsafe { std::slice::from_raw_parts(start, size) };
+        let (header, bytes) = stored.split_at(HEADER_BYTES);
+        Some((bytes, u32::from_le_bytes([header[0], header[1], header[2], header[3]])))
+    }
+
+    /// The object is no longer named by any entry, and nobody reads it.
+    pub(super) fn free(&self, object: &Object) {
+        // Readers that had the lock before us are done with it.
+        std::sync::atomic::fence(Ordering::Acquire);
+        let size = stored_bytes(object);
+        // A damaged entry may name a place where nothing was: that is not ours to free.
+        if self.arena.is_inside(object.location, size as usize)
+            && self.arena.segment(segment_of(object.location)).1 >= size
+        {
+            self.arena.sub_live(object.location, size);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Cold pages again, by zstd: fewer bytes for pages that nobody has asked for in a while.
+//!
+//! The age of an object is counted in its table entry: every third of `recompress-age` each
+//! entry gets one tick older, a read makes it young. An object of the greatest age is decoded,
+//! encoded again, and published if it got smaller; until then the old one stays what it was.
+//! This happens on a thread of its own at low priority, no faster than `recompress-rate`, and
+//! only while the reserve is not needed by writes.
+
+use super::counters::Field;
+use super::entry::{Entry, OLDEST, Object};
+use super::pool::{OpenSegment, Purpose};
+use super::{LOOK, Store};
+use crate::codec::{Encoded, Encoder, Encoding};
+use crate::sys::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use swapfs_format::PAGE_LEN;
+use swapfs_format::types::{Algorithm, Recompress};
+
+/// A new object is worth its publication if it is shorter by this part at least.
+const WORTH_PART: usize = 16;
+/// The rate is kept over this many pages at a time.
+const PAGES_PER_BREAK: u64 = 16;
+
+pub(super) fn run(store: &Store, options: &Recompress) {
+    // Its locks are held for about a microsecond each; compressing is done without any.
+    if let Err(error) = process::set_background() {
+        log::warn!("recompression at low priority: {error}");
+    }
+    let mut worker = Worker {
+        store,
+        encoder: Encoder::new(Algorithm::Zstd { level: options.level }),
+        open: OpenSegment::default(),
+        page: Box::new([0; PAGE_LEN]),
+        rate_bytes: options.rate_bytes,
+        pages: 0,
+        started: Instant::now(),
+    };
+    let tick = (options.age / OLDEST as u32).max(Duration::from_millis(10));
+    let mut next = Instant::now() + tick;
+    while !store.stop.load(Ordering::Relaxed) {
+        let now = Instant::now();
+        if now < next {
+            std::thread::sleep((next - now).min(LOOK));
+            continue;
+        }
+        worker.pass();
+        next = Instant::now().max(next + tick);
+    }
+    store.pool.close(&mut worker.open);
+}
+
+struct Worker<'a> {
+    store: &'a Store,
+    encoder: Encoder,
+    open: OpenSegment,
+    page: Box<[u8; PAGE_LEN]>,
+    rate_bytes: u64,
+    /// Since `started`.
+    pages: u64,
+    started: Instant,
+}
+
+impl Worker<'_> {
+    /// Makes every object a tick older, and recompresses the oldest.
+    fn pass(&mut self) {
+        let store = self.store;
+        (self.pages, self.started) = (0, Instant::now());
+        store.table.for_each(0, store.table.slot_count(), |slot, cell| {
+            let entry = Entry(cell.load(Ordering::Acquire));
+            let Some(object) = entry.as_object() else { return };
+            if store.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if entry.age() < OLDEST {
+                // Whoever changed it meanwhile has touched it.
+                let older = entry.older().0;
+                let _ = cell.compare_exchange(entry.0, older, Ordering::AcqRel, Ordering::Relaxed);
+            } else if object.encoding != Encoding::Zstd && !entry.was_tried() {
+                self.recompress(slot, cell, entry, &object);
+            }
+        });
+    }
+
+    fn recompress(&mut self, slot: u64, cell: &AtomicU64, entry: Entry, object: &Object) {
+        let store = self.store;
+        {
+            let _shared = store.slots.of(slot).read();
+            if cell.load(Ordering::Acquire) != entry.0
+                || !store.read_object(object, &mut self.page[..])
+            {
+                // Touched meanwhile, or damaged: a read will say so.
+                return;
+            }
+        }
+        self.keep_rate();
+        let worth = object.len - object.len / WORTH_PART;
+        let stored = match self.encoder.encode(&self.page[..]) {
+            Encoded::Bytes(encoding @ Encoding::Zstd, bytes) if bytes.len() < worth => {
+                store.store(&mut self.open, Purpose::Recompress, encoding, bytes)
+            }
+            _ => {
+                let tried = entry.tried().0;
+                let _ = cell.compare_exchange(entry.0, tried, Ordering::AcqRel, Ordering::Relaxed);
+                store.counters.add(Field::RecompressTried, 1);
+                return;
+            }
+        };
+        // No room that is not needed otherwise: later.
+        let Some(stored) = stored else { return };
+        let new = Entry::object(stored).with_history_of(entry);
+        let alone = store.slots.of(slot).write();
+        let exchanged =
+            cell.compare_exchange(entry.0, new.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        drop(alone);
+        if exchanged {
+            store.counters.replaced(entry, new);
+            store.release(entry);
+            store.counters.add(Field::Recompressed, 1);
+            let saved = object.len - stored.len;
+            store.counters.add(Field::RecompressedSavedBytes, saved as i64);
+        } else {
+            store.release(new);
+        }
+    }
+
+    fn keep_rate(&mut self) {
+        self.pages += 1;
+        if self.pages.is_multiple_of(PAGES_PER_BREAK) {
+            let due = self.pages as f64 * PAGE_LEN as f64 / self.rate_bytes as f64;
+            let ahead = due - self.started.elapsed().as_secs_f64();
+            if ahead > 0.0 {
+                std::thread::sleep(Duration::from_secs_f64(ahead.min(LOOK.as_secs_f64())));
+            }
+        }
+    }
+}
