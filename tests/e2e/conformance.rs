@@ -76,6 +76,23 @@ fn ram() {
 }
 
 #[test]
+fn zmem() {
+    run("zmem", "zmem", "limit=64M");
+}
+
+#[test]
+fn zmem_with_everything_on() {
+    // Small enough that segments are compacted all the time.
+    let options = "algo=zstd:1,dedup=on,recompress=zstd:5,recompress-age=1,reserve=1M,limit=8M";
+    run("zmem with everything on", "zmem", options);
+}
+
+#[test]
+fn fault_filter_in_front_of_zmem() {
+    run("zmem with faults", "zmem", "limit=64M,fault=all:EIO:1/150+write:ENOSPC:1/150");
+}
+
+#[test]
 fn linear_sync() {
     run("linear sync", "linear", "engine=sync");
 }

@@ -112,6 +112,18 @@ fn fio_verifies_linear_sync() {
 }
 
 #[test]
+fn fio_verifies_zmem() {
+    skip_if!(cannot_attach());
+    fio_verify("zmem", "limit=256M");
+}
+
+#[test]
+fn fio_verifies_zmem_with_everything_on() {
+    skip_if!(cannot_attach());
+    fio_verify("zmem", "algo=zstd,dedup=on,recompress=zstd:6,recompress-age=1,limit=256M");
+}
+
+#[test]
 fn fio_verifies_ram() {
     skip_if!(cannot_attach());
     fio_verify("ram", "");

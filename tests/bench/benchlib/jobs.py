@@ -42,8 +42,8 @@ JOBS = [
 DATA = {
     "random": [],
     # Without the last option fio refills each buffer, and its speed is measured instead.
-    "half": [
-        "--buffer_compress_percentage=50",
+    "sixty": [
+        "--buffer_compress_percentage=60",
         "--buffer_compress_chunk=4096",
         "--refill_buffers=0",
     ],

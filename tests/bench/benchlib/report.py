@@ -154,6 +154,10 @@ class Results:
                 self.ratios(lambda system: system.peer),
             ),
             ("Ratios of the engines", self.ratios(lambda system: engines.get(system.name))),
+            (
+                "Ratios to zram (us: lower is better; MB/s: higher is better)",
+                self.ratios(lambda system: "zram" if system.name == "zmem" else None),
+            ),
             ("Spread (largest less smallest, of the median)", self.spreads()),
         ]
         return [(title, rows) for title, rows in tables if len(rows) > 1]

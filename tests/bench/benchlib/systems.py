@@ -157,7 +157,7 @@ def qemu_storage_daemon(context):
 
 def swapfs_system(name, text, kind, options, medium, peer="floor"):
     """A System for swapfsd."""
-    data = "zero" if medium == "zram" else "random"
+    data = "zero" if medium == "zram" else "sixty" if kind == "zmem" else "random"
     up = functools.partial(swapfs, name=name, kind=kind, options=options, medium=medium)
     return System(name, text, up, data, peer)
 
@@ -201,7 +201,14 @@ def known():
     systems += [
         System("nbdfuse", "nbdfuse + nbdkit memory", nbdfuse),
         System("qsd", "qemu-storage-daemon, FUSE export, null-co", qemu_storage_daemon),
-        System("zram", "zram device lz4, no loop; pages compress to half", zram_device, "half"),
+        System("zram", "zram device lz4, no loop; pages 60 % compressible", zram_device, "sixty"),
+        swapfs_system(
+            "zmem",
+            "swapfsd zmem, algo=lz4; pages 60 % compressible",
+            "zmem",
+            ["limit=4G"],
+            "ghost",
+        ),
     ]
     for engine in ("sync", "uring"):
         systems.append(
