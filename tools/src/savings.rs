@@ -24,8 +24,25 @@ pub struct Savings {
     pub raw_pages: u64,
     /// Pages stored as another one that is identical.
     pub shared_pages: u64,
+    /// Pages read back, by what they were found as: absent, same-filled, lz4, zstd, raw.
+    pub reads: [u64; 5],
     /// Writes refused for want of room.
     pub refused_writes: u64,
+}
+
+/// The numbers of pages read, and how they are called.
+const READS: [(&str, &str); 5] = [
+    ("read_absent_pages", "absent"),
+    ("read_same_pages", "same-filled"),
+    ("read_lz4_pages", "lz4"),
+    ("read_zstd_pages", "zstd"),
+    ("read_huge_pages", "raw"),
+];
+
+/// `10 % this, 90 % that`, of what there is any.
+fn shares(counts: impl Iterator<Item = (u64, &'static str)> + Clone, total: u64) -> String {
+    let share = |(count, name)| format!("{:.0} % {name}", 100.0 * count as f64 / total as f64);
+    counts.filter(|(count, _)| *count > 0).map(share).collect::<Vec<_>>().join(", ")
 }
 
 impl Savings {
@@ -42,6 +59,7 @@ impl Savings {
             zstd_pages: number("zstd_pages")?,
             raw_pages: number("huge_pages")?,
             shared_pages: number("dedup_shared_pages").unwrap_or(0),
+            reads: READS.map(|(name, _)| number(name).unwrap_or(0)),
             refused_writes: number("refused_writes").unwrap_or(0),
         })
     }
@@ -62,7 +80,6 @@ impl fmt::Display for Savings {
             human(self.stored_bytes.saturating_sub(self.used_bytes)),
             human(self.limit_bytes)
         )?;
-        let share = |count: u64| 100.0 * count as f64 / pages as f64;
         let kinds = [
             (self.same_pages, "same-filled"),
             (self.lz4_pages, "lz4"),
@@ -70,10 +87,12 @@ impl fmt::Display for Savings {
             (self.raw_pages, "raw"),
             (self.shared_pages, "shared"),
         ];
-        let kinds = kinds.iter().filter(|(count, _)| *count > 0);
-        let kinds: Vec<_> =
-            kinds.map(|(count, name)| format!("{:.0} % {name}", share(*count))).collect();
-        f.write_str(&kinds.join(", "))?;
+        f.write_str(&shares(kinds.into_iter(), pages))?;
+        let read: u64 = self.reads.iter().sum();
+        if read > 0 {
+            let counts = self.reads.iter().zip(READS).map(|(&count, (_, name))| (count, name));
+            write!(f, "; {read} pages read: {}", shares(counts, read))?;
+        }
         match self.refused_writes {
             0 => Ok(()),
             count => write!(f, "; {count} writes refused for want of room"),
@@ -92,13 +111,14 @@ mod tests {
         stats.backend = serde_json::json!({
             "orig_data_size_bytes": 1000 * 4096, "mem_used_total_bytes": 1_638_400,
             "mem_limit_bytes": 1 << 30, "same_pages": 100, "lz4_pages": 850, "zstd_pages": 0,
-            "huge_pages": 50, "dedup_shared_pages": 0, "refused_writes": 0
+            "huge_pages": 50, "dedup_shared_pages": 0, "refused_writes": 0,
+            "read_lz4_pages": 3, "read_absent_pages": 1
         });
         let text = Savings::of(&stats).unwrap().to_string();
         assert_eq!(
             text,
-            "3.91 MiB of pages take 1.56 MiB of memory (ratio 2.50, 2.34 MiB saved; 1 GiB \
-             allowed): 10 % same-filled, 85 % lz4, 5 % raw"
+            "3.9 MiB of pages take 1.6 MiB of memory (ratio 2.50, 2.3 MiB saved; 1 GiB \
+             allowed): 10 % same-filled, 85 % lz4, 5 % raw; 4 pages read: 25 % absent, 75 % lz4"
         );
     }
 }

@@ -7,7 +7,7 @@ image=/mnt/data/swap.img
 make_cgroup small 50
 for fault in write:EIO:1/50 write:ENOSPC:1/50; do
     step "fault=$fault"
-    swapfs up "$image" --size 512M --priority 10 --discard=pages -o "fault=$fault,fault-seed=$seed"
+    swapfs up "$image" --type linear --size 512M --priority 10 --discard=pages -o "fault=$fault,fault-seed=$seed"
     load "fault=$fault" in_cgroup small \
         pageload --megabytes 150 --passes 1 --seed "$seed" --processes 2
     check_swapped_out 100

@@ -6,7 +6,7 @@
 make_ext4 /dev/vda /mnt/data
 image=/mnt/data/swap.img
 for engine in uring sync; do
-    swapfs up "$image" --size 1G --priority 10 --discard=pages -o "engine=$engine"
+    swapfs up "$image" --type linear --size 1G --priority 10 --discard=pages -o "engine=$engine"
     daemon="$(pidof swapfsd)"
     # A pass of random touches takes long in an emulated guest: the second engine only fills
     # and verifies.

@@ -6,7 +6,7 @@ make_ext4 /dev/vda /mnt/data
 image=/mnt/data/swap.img
 for engine in sync uring; do
     step "engine=$engine"
-    swapfs up "$image" --size 256M --priority 10 -o "engine=$engine"
+    swapfs up "$image" --type linear --size 256M --priority 10 -o "engine=$engine"
     daemon="$(pidof swapfsd)"
     locked_kib="$(awk '/^VmLck:/ { print $2 }' "/proc/$daemon/status")"
     resident_kib="$(awk '/^VmRSS:/ { print $2 }' "/proc/$daemon/status")"

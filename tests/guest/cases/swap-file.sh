@@ -9,7 +9,7 @@ make_cgroup small 100
 for engine in sync uring; do
     image="/mnt/data/$engine.img"
     step "engine=$engine: up"
-    swapfs up "$image" --size 512M --priority 10 --discard=pages -o "engine=$engine"
+    swapfs up "$image" --type linear --size 512M --priority 10 --discard=pages -o "engine=$engine"
     swapfs status
     check "the kernel swaps to a loop device" grep -q '^/dev/loop' /proc/swaps
     load "engine=$engine, random" in_cgroup small \

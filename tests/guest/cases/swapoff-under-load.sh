@@ -5,7 +5,7 @@
 make_ext4 /dev/vda /mnt/data
 image=/mnt/data/swap.img
 make_cgroup load 60
-swapfs up "$image" --size 512M --priority 10 --discard=pages
+swapfs up "$image" --type linear --size 512M --priority 10 --discard=pages
 
 step "start the workload"
 in_cgroup load pageload --megabytes 180 --passes 1 --seed "$seed" --processes 2 --pageout \

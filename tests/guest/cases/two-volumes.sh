@@ -16,7 +16,7 @@ show_use() {
 }
 
 step "different priorities: 64 MiB preferred, a workload of 200 MiB"
-swapfs up "$first" --size 64M --priority 20 --discard=pages
+swapfs up "$first" --type linear --size 64M --priority 20 --discard=pages
 swapfs up "$second" --priority 5 --discard=pages
 cat /proc/swaps
 in_cgroup one pageload --megabytes 200 --passes 1 --seed "$seed" --processes 2 \
@@ -36,7 +36,7 @@ check_nothing_left "after different priorities"
 rm "$first" "$scratch/ready" "$scratch/stop"
 
 step "equal priorities: two workloads at once"
-swapfs up "$first" --size 400M --priority 7 --discard=pages
+swapfs up "$first" --type linear --size 400M --priority 7 --discard=pages
 swapfs up "$second" --priority 7 --discard=pages
 cat /proc/swaps
 for group in one two; do

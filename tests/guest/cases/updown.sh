@@ -12,7 +12,7 @@ free_kib() {
 }
 
 once() {
-    swapfs up "$image" --size 128M --priority 10 --discard >/dev/null
+    swapfs up "$image" --type linear --size 128M --priority 10 --discard >/dev/null
     pageload --megabytes 16 --passes 0 --seed "$seed" --pageout >"$scratch/load"
     grep -q ' 0 bad;' "$scratch/load"
     swapfs down "$image" >/dev/null

@@ -488,6 +488,11 @@ impl Arena {
         self.in_use.load(Ordering::Relaxed)
     }
 
+    /// A number that changes whenever an object dies or is made.
+    pub(super) fn changes(&self) -> u64 {
+        self.freed_bytes.load(Ordering::Relaxed).wrapping_mul(2).wrapping_add(self.live_bytes())
+    }
+
     pub(super) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed)
     }

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// makes it due at once). Moving costs more the smaller this is: at an eighth, an object moves a
 /// few times in its life.
 const DUE_PART: u64 = 8;
+/// The same while nobody writes: then it costs nobody anything.
+const IDLE_DUE_PART: u64 = 32;
 /// And when it is at least so much.
 const DUE_SEGMENTS: u64 = 4;
 /// Segments are sorted by how much lives in them into so many classes.
@@ -27,9 +29,13 @@ const SPARSE_BYTES: usize = SEGMENT_BYTES / 16 * 15;
 
 pub(super) fn run(store: &Store) {
     let mut open = OpenSegment::default();
+    let mut changes_before = 0;
     while !store.stop.load(Ordering::Relaxed) {
         let urgent = store.pool.arena.take_urgent();
-        if !is_due(store, urgent) || round(store, &mut open) == 0 {
+        let changes = store.pool.arena.changes();
+        let part = if changes == changes_before { IDLE_DUE_PART } else { DUE_PART };
+        changes_before = changes;
+        if !is_due(store, urgent, part) || round(store, &mut open) == 0 {
             // Nothing gained: a write that waits shall not make this thread spin.
             if urgent {
                 store.pool.arena.say_no_gain();
@@ -55,12 +61,12 @@ fn survey(store: &Store) -> [(u64, u64); CLASSES] {
     classes
 }
 
-fn is_due(store: &Store, urgent: bool) -> bool {
+fn is_due(store: &Store, urgent: bool, part: u64) -> bool {
     let (segments, live) =
         survey(store).iter().fold((0, 0), |sum, class| (sum.0 + class.0, sum.1 + class.1));
     let gain = segments.saturating_sub(live.div_ceil(SEGMENT_BYTES as u64));
     let used = u64::from(store.pool.arena.used_segments());
-    gain >= DUE_SEGMENTS.max(used / DUE_PART) || urgent && gain > 0
+    gain >= DUE_SEGMENTS.max(used / part) || urgent && gain > 0
 }
 
 /// One round; answers how many segments became free, less those that it took.

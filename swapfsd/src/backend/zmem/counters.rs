@@ -25,6 +25,12 @@ pub(super) enum Field {
     ZstdPages,
     /// Encoded bytes of all slots, shared objects counted for each.
     EncodedBytes,
+    /// Pages read, by what they were found as.
+    ReadAbsent,
+    ReadSame,
+    ReadRaw,
+    ReadLz4,
+    ReadZstd,
     /// Writes refused for want of room.
     Refused,
     ChecksumErrors,
@@ -144,6 +150,11 @@ pub(super) fn report(store: &Store, report: &mut dyn FnMut(&'static str, u64)) {
     report("lz4_pages", counters.sum(Field::Lz4Pages));
     report("zstd_pages", counters.sum(Field::ZstdPages));
     report("encoded_bytes", counters.sum(Field::EncodedBytes));
+    report("read_absent_pages", counters.sum(Field::ReadAbsent));
+    report("read_same_pages", counters.sum(Field::ReadSame));
+    report("read_huge_pages", counters.sum(Field::ReadRaw));
+    report("read_lz4_pages", counters.sum(Field::ReadLz4));
+    report("read_zstd_pages", counters.sum(Field::ReadZstd));
     report("refused_writes", counters.sum(Field::Refused));
     report("checksum_errors", counters.sum(Field::ChecksumErrors));
     report("pages_compacted", counters.sum(Field::Compacted));

@@ -309,34 +309,41 @@ impl Store {
     fn read_page(&self, slot: u64, page: &mut [u8]) -> Result<()> {
         let Some(cell) = self.table.cell_of(slot) else {
             page.fill(0);
+            self.counters.add(Field::ReadAbsent, 1);
             return Ok(());
         };
         let _shared = self.slots.of(slot).read();
         let entry = Entry(cell.load(Ordering::Acquire));
-        let right = match entry.meaning() {
+        let (right, found) = match entry.meaning() {
             Meaning::Absent => {
                 page.fill(0);
-                true
+                (true, Field::ReadAbsent)
             }
             Meaning::SameFilled(word) => {
                 fill(page, word);
-                true
+                (true, Field::ReadSame)
             }
             Meaning::SameFilledBeside(checksum) => {
                 let word = self.table.word(slot).map_or(0, |word| word.load(Ordering::Acquire));
                 fill(page, word);
-                entry::word_checksum(word) == checksum
+                (entry::word_checksum(word) == checksum, Field::ReadSame)
             }
             Meaning::Object(object) => {
                 if entry.age() != 0 {
                     // Only readers change it while the lock is shared.
                     cell.fetch_and(!AGE_MASK, Ordering::Relaxed);
                 }
-                self.read_object(&object, page)
+                let found = match object.encoding {
+                    Encoding::Raw => Field::ReadRaw,
+                    Encoding::Lz4 => Field::ReadLz4,
+                    Encoding::Zstd => Field::ReadZstd,
+                };
+                (self.read_object(&object, page), found)
             }
-            Meaning::Damaged => false,
+            Meaning::Damaged => (false, Field::ReadAbsent),
         };
         if right {
+            self.counters.add(found, 1);
             Ok(())
         } else {
             self.counters.add(Field::ChecksumErrors, 1);

@@ -1,0 +1,57 @@
+# guest: --memory 512 --disk 256M --timeout 600 --allow (Write-error.on.swap-device|Killed.process|oom-kill|page.allocation.failure)
+# Compressed memory and nothing else to swap to: a workload larger than the machine's memory, in
+# several processes, then one that does not fit at any price.
+. "${0%/*}/lib/guest.sh"
+
+make_ext4 /dev/vda /mnt/data
+image=/mnt/data/zmem.img
+
+step "500 MiB in a machine of 512, three quarters of it compressible"
+swapfs up "$image" --size 2G --priority 10 -o limit=300M
+daemon="$(pidof swapfsd)"
+swapfs status
+load "compressible, 3 processes" \
+    pageload --megabytes 500 --passes 1 --seed "$seed" --processes 3 --touch mixed --compressible 75
+check_swapped_out 100
+swapfs status
+check "the daemon is the same" [ "$(pidof swapfsd)" = "$daemon" ]
+check "no page of the daemon was swapped" grep -Eq '^VmSwap:[[:space:]]+0 kB' "/proc/$daemon/status"
+swapfs down "$image"
+check_nothing_left "after the compressible workload"
+rm "$image"
+
+# Pages that do not compress, and a limit far below what they take: swap-outs are refused, and the
+# kernel keeps the pages. They all fit into memory and limit together.
+step "at the limit: 380 MiB that do not compress, a limit of 64 MiB"
+swapfs up "$image" --size 2G --priority 10 -o limit=64M
+daemon="$(pidof swapfsd)"
+load "at the limit" \
+    pageload --megabytes 380 --passes 0 --seed "$seed" --processes 2 --compressible 0 --pageout
+swapfs status
+check "swap-outs were refused" \
+    sh -c 'swapfs status --json | grep -Eq "\"refused_writes\": *[1-9]"'
+
+# Here they do not fit. The OOM killer may take the workload, or, as the kernel still sees free
+# slots, it may try for ever: then it is ended. The machine answers all the while.
+step "beyond: 700 MiB"
+timeout --signal=KILL 60 pageload --megabytes 700 --passes 0 --seed "$seed" --processes 2 \
+    --compressible 0 >"$scratch/beyond" 2>&1 &
+beyond=$!
+sleep 40
+check "the machine answers" timeout 30 swapfs status
+status=0
+wait "$beyond" || status=$?
+cat "$scratch/beyond"
+check "no wrong page" sh -c "! grep -Eq '[1-9][0-9]* bad' '$scratch/beyond'"
+check "the workload did not fit (status $status)" [ "$status" != 0 ]
+check "the daemon is the same" [ "$(pidof swapfsd)" = "$daemon" ]
+swapfs down "$image"
+check_nothing_left "after the limit"
+rm "$image"
+
+step "it works as before"
+swapfs up "$image" --size 512M --priority 10
+load "afterwards" pageload --megabytes 60 --passes 1 --seed "$seed" --pageout
+check_swapped_out 60
+swapfs down "$image"
+check_nothing_left "at the end"
