@@ -68,8 +68,10 @@ impl Savings {
 impl fmt::Display for Savings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pages = self.stored_bytes / PAGE_BYTES;
-        if pages == 0 {
-            return write!(f, "no pages stored, {} allowed", human(self.limit_bytes));
+        if self.stored_bytes <= self.used_bytes {
+            // Memory is taken by the segment: of a few pages there is nothing to say.
+            let stored = human(self.stored_bytes);
+            return write!(f, "{stored} of pages stored, {} allowed", human(self.limit_bytes));
         }
         write!(
             f,

@@ -16,8 +16,8 @@ for engine in sync uring; do
         pageload --megabytes 300 --passes 1 --seed "$seed" --processes 2
     check_swapped_out 200
     load "engine=$engine, runs of neighbours, pushed out" in_cgroup small \
-        pageload --megabytes 120 --passes 1 --seed "$seed" --touch mixed --compressible 0 --pageout
-    check_swapped_out 120
+        pageload --megabytes 60 --passes 1 --seed "$seed" --touch mixed --compressible 0 --pageout
+    check_swapped_out 60
     swapfs status --json >"$scratch/status"
     check "discards reached the back end" \
         grep -Eq '"discards?(_requests|_total)?": *[1-9]|"discard[a-z_]*": *\{[^}]*[1-9]' "$scratch/status"

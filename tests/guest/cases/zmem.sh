@@ -22,11 +22,11 @@ rm "$image"
 
 # Pages that do not compress, and a limit far below what they take: swap-outs are refused, and the
 # kernel keeps the pages. They all fit into memory and limit together.
-step "at the limit: 380 MiB that do not compress, a limit of 64 MiB"
+step "at the limit: 280 MiB that do not compress, a limit of 64 MiB"
 swapfs up "$image" --size 2G --priority 10 -o limit=64M
 daemon="$(pidof swapfsd)"
 load "at the limit" \
-    pageload --megabytes 380 --passes 0 --seed "$seed" --processes 2 --compressible 0 --pageout
+    pageload --megabytes 280 --passes 0 --seed "$seed" --processes 2 --compressible 0 --pageout
 swapfs status
 check "swap-outs were refused" \
     sh -c 'swapfs status --json | grep -Eq "\"refused_writes\": *[1-9]"'

@@ -102,6 +102,9 @@ pub(super) struct Arena {
     /// By role: there is something to do.
     wanted: Mutex<[bool; 2]>,
     wake: Condvar,
+    /// A write has waited in vain, and nothing has become free since: others need not wait too,
+    /// or reads would find all threads waiting.
+    exhausted: AtomicBool,
     /// A write found no segment: the compactor shall not wait for its threshold.
     urgent: AtomicBool,
     in_use: AtomicU32,
@@ -145,6 +148,7 @@ impl Arena {
             freed: Condvar::new(),
             wanted: Mutex::new([false; 2]),
             wake: Condvar::new(),
+            exhausted: AtomicBool::new(false),
             urgent: AtomicBool::new(false),
             in_use: AtomicU32::new(0),
             populated: AtomicU32::new(0),
@@ -227,11 +231,14 @@ impl Arena {
             }
             self.urgent.store(true, Ordering::Release);
             self.wake();
-            let now = Instant::now();
-            let mut pools = self.pools.lock();
-            if now >= deadline {
+            if self.exhausted.load(Ordering::Relaxed) {
                 return None;
             }
+            if Instant::now() >= deadline {
+                self.exhausted.store(true, Ordering::Relaxed);
+                return None;
+            }
+            let mut pools = self.pools.lock();
             pools.waiting += 1;
             pools = self.freed.wait_timeout(pools, Duration::from_millis(5));
             pools.waiting -= 1;
@@ -332,13 +339,20 @@ impl Arena {
         self.in_use.fetch_sub(1, Ordering::Relaxed);
         let (surplus, waiting) = (pools.free.len() > self.surplus_from(), pools.waiting > 0);
         drop(pools);
-        if waiting {
-            self.freed.notify_all();
-        }
+        self.became_free(waiting);
         if surplus {
             self.wake();
         }
         true
+    }
+
+    fn became_free(&self, waiting: bool) {
+        if self.exhausted.load(Ordering::Relaxed) {
+            self.exhausted.store(false, Ordering::Relaxed);
+        }
+        if waiting {
+            self.freed.notify_all();
+        }
     }
 
     fn surplus_from(&self) -> usize {
@@ -464,9 +478,7 @@ impl Arena {
         pools.free.push(segment);
         let waiting = pools.waiting > 0;
         drop(pools);
-        if waiting {
-            self.freed.notify_all();
-        }
+        self.became_free(waiting);
         Ok(true)
     }
 

@@ -30,12 +30,20 @@ const SPARSE_BYTES: usize = SEGMENT_BYTES / 16 * 15;
 pub(super) fn run(store: &Store) {
     let mut open = OpenSegment::default();
     let mut changes_before = 0;
+    // Nothing was due when last nothing had changed.
+    let mut at_rest = false;
     while !store.stop.load(Ordering::Relaxed) {
         let urgent = store.pool.arena.take_urgent();
         let changes = store.pool.arena.changes();
-        let part = if changes == changes_before { IDLE_DUE_PART } else { DUE_PART };
+        let idle = changes == changes_before;
         changes_before = changes;
-        if !is_due(store, urgent, part) || round(store, &mut open) == 0 {
+        if idle && at_rest && !urgent {
+            store.pool.arena.wait_for_work(Role::Compactor, LOOK);
+            continue;
+        }
+        let due = is_due(store, urgent, if idle { IDLE_DUE_PART } else { DUE_PART });
+        at_rest = idle && !due;
+        if !due || round(store, &mut open) == 0 {
             // Nothing gained: a write that waits shall not make this thread spin.
             if urgent {
                 store.pool.arena.say_no_gain();

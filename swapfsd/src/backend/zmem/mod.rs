@@ -56,7 +56,7 @@ use table::Table;
 /// Locks of slots. Two requests meet by chance once in so many.
 const LOCKS: usize = 1024;
 /// How often the threads of the background look without being told.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(250);
 /// Pages of a large write between two offers of the processor to who waits for it, so that a
 /// page that a program waits for does not wait behind pages that nobody waits for.
 const PAGES_PER_TURN: usize = 8;
