@@ -47,6 +47,14 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
                a part of the kernel's memory reserve when a machine's memory is full",
     },
     OptionSpec {
+        key: "oom-when-full",
+        kind: ValueKind::Switch,
+        default: "on",
+        per_mount: true,
+        help: "ask for the OOM killer when most writes are refused and the whole machine waits \
+               for memory: the kernel does not see that such an area is full, and tries for ever",
+    },
+    OptionSpec {
         key: "fault",
         kind: ValueKind::Faults,
         default: "",
@@ -237,6 +245,8 @@ pub struct CommonOptions {
     pub awake: Duration,
     /// `realtime=`
     pub realtime: bool,
+    /// `oom-when-full=`
+    pub oom_when_full: bool,
     /// `fault=` and `fault-seed=`
     pub faults: FaultPlan,
     /// `delay=`
@@ -305,6 +315,7 @@ impl TypeSpec {
             threads: set.integer("threads").map(|count| count as u32),
             awake: Duration::from_millis(set.integer("awake-ms").unwrap_or(0)),
             realtime: set.switch("realtime"),
+            oom_when_full: set.switch("oom-when-full"),
             faults: FaultPlan {
                 rules: set.faults("fault"),
                 seed: set.integer("fault-seed").unwrap_or(1),

@@ -19,6 +19,7 @@ pub mod filter;
 pub mod fuse;
 pub mod image;
 pub mod logging;
+pub mod overfull;
 pub mod protect;
 pub mod reserve;
 pub mod stats;

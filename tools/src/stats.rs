@@ -254,9 +254,10 @@ pub(crate) mod tests {
         stats.protection = Protection::default();
         stats.errors = Errors { read: 3, checksum: 2, ..Errors::default() };
         let warnings = stats.warnings();
-        assert_eq!(warnings.len(), 4);
+        assert_eq!(warnings.len(), 5);
         assert!(warnings[0].contains("not locked"));
-        assert!(warnings[3].starts_with("3 requests failed (3 reads,"));
-        assert!(warnings[3].contains("2 wrong checksums"));
+        assert!(warnings[3].starts_with("it is no real-time task"));
+        assert!(warnings[4].starts_with("3 requests failed (3 reads,"));
+        assert!(warnings[4].contains("2 wrong checksums"));
     }
 }

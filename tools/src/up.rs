@@ -339,7 +339,7 @@ mod tests {
         let failure = check_expectations(image, &superblock, Some(&types::LINEAR), None);
         let failure = failure.unwrap_err().to_string();
         assert!(failure.contains("type 'ram', not 'linear'"), "{failure}");
-        assert!(find_type("liner").unwrap_err().to_string().contains("there are linear, ram"));
+        assert!(find_type("liner").unwrap_err().to_string().contains("there are zmem, linear"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::buffer::BufferPool;
 use crate::fuse::{Adapter, Connection};
 use crate::image::{Access, Image};
 use crate::logging::{self, LogTarget};
+use crate::overfull::Overfull;
 use crate::protect::{self, OwnCgroup, Protection};
 use crate::reserve::Reserve;
 use crate::stats::json::Identity;
@@ -72,6 +73,7 @@ struct Mounted {
     volume: Arc<Volume>,
     mountpoint: PathBuf,
     protection: Protection,
+    oom_when_full: bool,
     /// Held until the end: it has the lock on the image.
     _image: Image,
     _cgroup: Option<OwnCgroup>,
@@ -127,7 +129,15 @@ impl Mounted {
             superblock.type_name,
             swapfs_format::size::human(superblock.volume_bytes())
         );
-        Ok(Mounted { connection, volume, mountpoint, protection, _image: image, _cgroup: cgroup })
+        Ok(Mounted {
+            connection,
+            volume,
+            mountpoint,
+            protection,
+            oom_when_full: options.common.oom_when_full,
+            _image: image,
+            _cgroup: cgroup,
+        })
     }
 
     fn serve(self, mut readiness: Readiness) -> Result<(), StartError> {
@@ -152,7 +162,9 @@ impl Mounted {
         })?;
         let reserve = Reserve::start(Arc::clone(&self.volume))
             .map_err(|error| StartError::new("memory reserve", error))?;
+        let overfull = self.watch_for_full();
         let served = self.connection.serve();
+        drop(overfull);
         drop(reserve);
         drop(starter.join());
         handle.close();
@@ -161,6 +173,18 @@ impl Mounted {
             return Err(StartError::new("flush at the end", error));
         }
         served.map_err(|error| StartError::new("serving FUSE requests", error))
+    }
+}
+
+impl Mounted {
+    /// Not where the killer could take the daemon itself.
+    fn watch_for_full(&self) -> Option<Overfull> {
+        if !self.oom_when_full || !self.protection.oom_protected {
+            return None;
+        }
+        Overfull::start(Arc::clone(&self.volume))
+            .inspect_err(|error| warn!("oom-when-full: {error}: a full swap area may go unseen"))
+            .ok()
     }
 }
 

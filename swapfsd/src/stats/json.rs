@@ -119,6 +119,7 @@ impl Serialize for Report<'_> {
             &crate::sys::alloc::io_path_allocations(),
         )?;
         map.serialize_entry("memory_reserve_releases", &crate::reserve::releases())?;
+        map.serialize_entry("oom_calls", &crate::overfull::calls())?;
         map.serialize_entry("log_lines_dropped", &crate::logging::lines_dropped())?;
         map.serialize_entry("backend", &Numbers(self.backend()))?;
         map.end()

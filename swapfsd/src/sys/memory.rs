@@ -47,6 +47,17 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Has the kernel use small pages only. Where huge pages are the rule, populating a part
+    /// would populate all of a huge page, and released parts would be filled in again.
+    ///
+    /// # Errors
+    /// `EINVAL` on kernels without huge pages, which is as good.
+    pub fn use_small_pages(&self) -> io::Result<()> {
+        let start = self.start.as_ptr().cast();
+        // SAFETY: advice about our own mapping, which changes no contents.
+        check(unsafe { libc::madvise(start, self.len, libc::MADV_NOHUGEPAGE) }).map(drop)
+    }
+
     /// Makes the pages of a range present, with the contents that they have; may wait for
     /// memory.
     ///

@@ -370,7 +370,7 @@ const CASES: &[Case] = &[
         "unknown type",
         |disk| disk.rewrite(BOTH, |superblock| superblock.type_name = "warp".to_owned()),
         4,
-        &["unknown type 'warp': this program knows linear", "can't be repaired"],
+        &["unknown type 'warp': this program knows zmem, linear", "can't be repaired"],
     ),
     hopeless(
         "unknown option",

@@ -187,8 +187,12 @@ fn default_limit(slot_count: u64) -> u64 {
 fn keep_reserve(store: &Store) {
     let arena = &store.pool.arena;
     let mut said = false;
+    let mut changes_before = 0;
     while !store.stop.load(Ordering::Relaxed) {
-        match arena.keep_reserve(&store.stop).and_then(|()| dedup::grow(store)) {
+        let changes = arena.changes();
+        let idle = changes == changes_before;
+        changes_before = changes;
+        match arena.keep_reserve(&store.stop, idle).and_then(|()| dedup::grow(store)) {
             Ok(()) => said = false,
             Err(error) if !said => {
                 log::warn!("the reserve of memory can't be kept: {error}");
