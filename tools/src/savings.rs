@@ -71,7 +71,8 @@ impl fmt::Display for Savings {
         if self.stored_bytes <= self.used_bytes {
             // Memory is taken by the segment: of a few pages there is nothing to say.
             let stored = human(self.stored_bytes);
-            return write!(f, "{stored} of pages stored, {} allowed", human(self.limit_bytes));
+            write!(f, "{stored} of pages stored, {} allowed", human(self.limit_bytes))?;
+            return self.write_refused(f);
         }
         write!(
             f,
@@ -95,6 +96,12 @@ impl fmt::Display for Savings {
             let counts = self.reads.iter().zip(READS).map(|(&count, (_, name))| (count, name));
             write!(f, "; {read} pages read: {}", shares(counts, read))?;
         }
+        self.write_refused(f)
+    }
+}
+
+impl Savings {
+    fn write_refused(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.refused_writes {
             0 => Ok(()),
             count => write!(f, "; {count} writes refused for want of room"),

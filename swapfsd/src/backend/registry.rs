@@ -57,13 +57,10 @@ pub fn resources(options: &TypedOptions) -> Resources {
     // A thread that is delayed stands for a request in the device.
     let asynchronous = can_start && options.common.delay.is_zero();
     let in_memory = options.backend == BackendOptions::Ram;
-    let automatic = match &options.backend {
-        // A large write keeps its thread for a while, and a page that a program waits for shall
-        // find another one.
-        BackendOptions::Zmem(_) => 4,
-        _ if in_memory || asynchronous => 2,
-        _ => 8,
-    };
+    // A synchronous engine has as many requests in the device as threads. The others do best
+    // with as many since they are real-time tasks: a thread that works is not pre-empted by one
+    // that is woken, so there had better be one that is awake (measured: RESULTS.md).
+    let automatic = if in_memory { 2 } else { 8 };
     let threads = options.common.threads.unwrap_or(automatic);
     if asynchronous {
         // More than threads: one that holds its slots must find a buffer though all others hold

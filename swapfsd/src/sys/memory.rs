@@ -182,7 +182,8 @@ pub fn populate_own_memory() -> io::Result<usize> {
     let mut populated_bytes = 0;
     for line in maps.lines() {
         let Some(mapping) = parse_mapping(line) else { continue };
-        if !mapping.readable || mapping.special || mapping.len > POPULATE_LIMIT_BYTES {
+        let too_long = mapping.len > POPULATE_LIMIT_BYTES && !mapping.heap;
+        if !mapping.readable || mapping.special || too_long {
             continue;
         }
         if populate(mapping.start as *mut u8, mapping.len, mapping.writable).is_ok() {
@@ -209,6 +210,7 @@ struct MappingLine {
     readable: bool,
     writable: bool,
     special: bool,
+    heap: bool,
 }
 
 fn parse_mapping(line: &str) -> Option<MappingLine> {
@@ -224,6 +226,7 @@ fn parse_mapping(line: &str) -> Option<MappingLine> {
         readable: permissions.first() == Some(&b'r'),
         writable: permissions.get(1) == Some(&b'w'),
         // The kernel's own pages, and device memory such as an io_uring's rings.
+        heap: name == "[heap]",
         special: name.starts_with("[v") || name.starts_with("anon_inode:"),
     })
 }

@@ -38,6 +38,13 @@ pub fn set_realtime() -> io::Result<()> {
     Ok(())
 }
 
+/// The calling thread is a real-time task.
+#[must_use]
+pub fn is_realtime() -> bool {
+    // SAFETY: no memory is passed; 0 is the calling thread.
+    matches!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_RR | libc::SCHED_FIFO)
+}
+
 /// Makes the calling thread an ordinary one again, of low priority: for work that nobody waits
 /// for.
 ///

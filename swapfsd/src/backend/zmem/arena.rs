@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! unpopulated --populate--> free --take--> open --seal--> sealed --compactor--> victim
-//!      ^                    |  ^             |              |                     |
-//!      +------release-------+  +-------------+--- empty ----+------- empty -------+
+//!      ^                    |  ^                            |                     |
+//!      +------release-------+  +----------- empty ----------+------- empty -------+
 //! ```
 //!
 //! Of each segment there is one word: its state, and the bytes of it that live objects take.
@@ -27,7 +27,7 @@ use swapfs_format::PAGE_LEN;
 pub(super) const SEGMENT_BYTES: usize = 256 << 10;
 const FRAMES_PER_SEGMENT: u32 = (SEGMENT_BYTES / PAGE_LEN) as u32;
 /// Segments that only the compactor may take: it needs some to make any free.
-const COMPACTOR_SEGMENTS: usize = 2;
+pub(super) const COMPACTOR_SEGMENTS: usize = 2;
 /// How long a write waits for a free segment before it is refused.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -97,6 +97,8 @@ pub(super) struct Arena {
     segment_count: u32,
     limit_segments: u32,
     reserve_segments: usize,
+    /// So many writes wait for a segment at most: the other threads are for reads.
+    max_waiting: usize,
     pools: Mutex<Pools>,
     freed: Condvar,
     /// By role: there is something to do.
@@ -123,7 +125,11 @@ impl Arena {
     ///
     /// # Errors
     /// No address space, or no memory for the reserve.
-    pub(super) fn new(limit_bytes: u64, reserve_bytes: u64) -> io::Result<Arena> {
+    pub(super) fn new(
+        limit_bytes: u64,
+        reserve_bytes: u64,
+        max_waiting: usize,
+    ) -> io::Result<Arena> {
         let segments = |bytes: u64| bytes.min(MAX_ARENA_BYTES / 2).div_ceil(SEGMENT_BYTES as u64);
         let limit_segments = segments(limit_bytes).max(4) as u32;
         let reserve_segments = segments(reserve_bytes).max(4) as usize;
@@ -136,6 +142,7 @@ impl Arena {
             segment_count,
             limit_segments,
             reserve_segments,
+            max_waiting,
             pools: Mutex::new(Pools {
                 // What is free beyond the reserve is given back, but maybe not at once.
                 free: Vec::with_capacity(segment_count as usize),
@@ -241,6 +248,9 @@ impl Arena {
                 return None;
             }
             let mut pools = self.pools.lock();
+            if pools.waiting >= self.max_waiting {
+                return None;
+            }
             pools.waiting += 1;
             pools = self.freed.wait_timeout(pools, Duration::from_millis(5));
             pools.waiting -= 1;
@@ -251,14 +261,14 @@ impl Arena {
         }
     }
 
-    /// Takes a segment for the compactor or the recompressor, at once or not at all.
-    pub(super) fn take_for_move(&self, compactor: bool) -> Option<u32> {
-        let (keep, limit) = if compactor {
-            (0, self.limit_segments + COMPACTOR_SEGMENTS as u32)
+    /// Takes a segment to move objects to, at once or not at all. `set_aside` of them may be of
+    /// those that only the compactor may take, beyond the limit too.
+    pub(super) fn take_for_move(&self, set_aside: usize) -> Option<u32> {
+        if set_aside > 0 {
+            self.take(0, self.limit_segments + COMPACTOR_SEGMENTS as u32, State::Open)
         } else {
-            (self.reserve_segments / 2, self.limit_segments)
-        };
-        self.take(keep, limit, State::Open)
+            self.take(self.reserve_segments / 2, self.limit_segments, State::Open)
+        }
     }
 
     fn take(&self, keep: usize, limit: u32, state: State) -> Option<u32> {
@@ -339,21 +349,24 @@ impl Arena {
         let mut pools = self.pools.lock();
         pools.free.push(segment);
         self.in_use.fetch_sub(1, Ordering::Relaxed);
-        let (surplus, waiting) = (pools.free.len() > self.surplus_from(), pools.waiting > 0);
+        let surplus = pools.free.len() > self.surplus_from();
+        self.became_free(&pools);
         drop(pools);
-        self.became_free(waiting);
         if surplus {
             self.wake();
         }
         true
     }
 
-    fn became_free(&self, waiting: bool) {
-        if self.exhausted.load(Ordering::Relaxed) {
+    /// Tells who waits; under the lock, so that nobody misses it.
+    fn became_free(&self, pools: &Pools) {
+        let usable = pools.free.len() > COMPACTOR_SEGMENTS
+            && self.in_use.load(Ordering::Relaxed) < self.limit_segments;
+        if usable {
             self.exhausted.store(false, Ordering::Relaxed);
-        }
-        if waiting {
-            self.freed.notify_all();
+            if pools.waiting > 0 {
+                self.freed.notify_all();
+            }
         }
     }
 
@@ -437,6 +450,11 @@ impl Arena {
         self.no_gain_until.store(freed_bytes + SEGMENT_BYTES as u64, Ordering::Relaxed);
     }
 
+    /// There may be something to gain again.
+    pub(super) fn forget_no_gain(&self) {
+        self.no_gain_until.store(0, Ordering::Relaxed);
+    }
+
     /// Populates or releases until the reserve is what it shall be: exactly if the volume is
     /// `idle`, else with some surplus, so that segments do not go back and forth. May wait for
     /// memory: it is in nobody's way. Only one thread may be in here.
@@ -480,16 +498,20 @@ impl Arena {
         self.populated.fetch_add(1, Ordering::Relaxed);
         let mut pools = self.pools.lock();
         pools.free.push(segment);
-        let waiting = pools.waiting > 0;
+        self.became_free(&pools);
         drop(pools);
-        self.became_free(waiting);
         Ok(true)
     }
 
     fn release_one(&self) -> io::Result<()> {
         let Some(segment) = self.pools.lock().free.pop() else { return Ok(()) };
         self.info(segment).store(State::Unpopulated.bits(), Ordering::Release);
-        self.mapping.release(segment as usize * SEGMENT_BYTES, SEGMENT_BYTES)?;
+        let released = self.mapping.release(segment as usize * SEGMENT_BYTES, SEGMENT_BYTES);
+        if released.is_err() {
+            self.info(segment).store(State::Free.bits(), Ordering::Release);
+            self.pools.lock().free.push(segment);
+            return released;
+        }
         self.populated.fetch_sub(1, Ordering::Relaxed);
         self.pools.lock().released.push(segment);
         Ok(())

@@ -7,7 +7,7 @@
 //! other. Victims that are empty afterwards are free. Nothing here allocates memory: a write can
 //! be waiting for it.
 
-use super::arena::{Role, SEGMENT_BYTES, State};
+use super::arena::{COMPACTOR_SEGMENTS, Role, SEGMENT_BYTES, State};
 use super::counters::Field;
 use super::entry::Entry;
 use super::pool::{OpenSegment, Purpose};
@@ -27,11 +27,19 @@ const CLASSES: usize = 64;
 /// Segments fuller than this are left alone.
 const SPARSE_BYTES: usize = SEGMENT_BYTES / 16 * 15;
 
+/// Segments that a round fills at most.
+const DESTINATIONS: usize = 16;
+/// Moves, and table entries looked at, between two offers of the processor: this thread is a
+/// real-time task like those that serve reads.
+const MOVES_PER_TURN: u64 = 8;
+const LOOKS_PER_TURN: u64 = 4096;
+
 pub(super) fn run(store: &Store) {
-    let mut open = OpenSegment::default();
+    let mut open = OpenSegment::with_ready(DESTINATIONS);
     let mut changes_before = 0;
     // Nothing was due when last nothing had changed.
     let mut at_rest = false;
+    let mut rounds_in_vain = 0;
     while !store.stop.load(Ordering::Relaxed) {
         let urgent = store.pool.arena.take_urgent();
         let changes = store.pool.arena.changes();
@@ -43,9 +51,12 @@ pub(super) fn run(store: &Store) {
         }
         let due = is_due(store, urgent, if idle { IDLE_DUE_PART } else { DUE_PART });
         at_rest = idle && !due;
-        if !due || round(store, &mut open) == 0 {
-            // Nothing gained: a write that waits shall not make this thread spin.
-            if urgent {
+        let gained = due && round(store, &mut open) > 0;
+        rounds_in_vain = if gained || !due { 0 } else { rounds_in_vain + 1 };
+        if !gained {
+            // A write that waits shall not make this thread spin. A round can gain nothing and
+            // still bring the next one closer to it.
+            if urgent && (!due || rounds_in_vain > 1) {
                 store.pool.arena.say_no_gain();
             }
             store.pool.arena.wait_for_work(Role::Compactor, LOOK);
@@ -78,41 +89,37 @@ fn is_due(store: &Store, urgent: bool, part: u64) -> bool {
 }
 
 /// One round; answers how many segments became free, less those that it took.
+///
+/// What it moves surely fits into the segments that it takes beforehand. A round that ran out of
+/// room half way would have emptied next to none of its victims, since objects are met in the
+/// order of their slots: it would have used up room and gained nothing.
 pub(super) fn round(store: &Store, open: &mut OpenSegment) -> u64 {
     let arena = &store.pool.arena;
-    // Half of what is free, so that writes find some meanwhile, and two at least.
-    let room_bytes = (arena.free_segments() as u64 / 2).max(2) * SEGMENT_BYTES as u64;
-    let classes = survey(store);
-    let mut moving_bytes = 0;
-    let mut first_left = 0;
-    for (_, live) in classes {
-        if moving_bytes + live > room_bytes {
+    let mut taken = 0;
+    while taken < DESTINATIONS {
+        let Some(segment) = arena.take_for_move(COMPACTOR_SEGMENTS.saturating_sub(taken)) else {
             break;
-        }
-        moving_bytes += live;
-        first_left += 1;
+        };
+        open.add_ready(segment);
+        taken += 1;
     }
-    // The first class that does not fit whole gives as many of its segments as fit.
-    let mut room_left_bytes = room_bytes - moving_bytes;
-    for segment in 0..arena.touched_segments() {
-        let (state, live) = arena.segment(segment);
-        if state != State::Sealed || live as usize >= SPARSE_BYTES {
-            continue;
-        }
-        let class = live as usize * CLASSES / SEGMENT_BYTES;
-        let fits = class < first_left || class == first_left && u64::from(live) <= room_left_bytes;
-        if fits && arena.make_victim(segment) && class == first_left {
-            room_left_bytes -= u64::from(live);
-        }
-    }
-    let used_before = arena.used_segments();
+    choose_victims(store, open.room_bytes());
+    let (mut looks, mut moves) = (0, 0);
     store.table.for_each(0, store.table.slot_count(), |slot, cell| {
+        looks += 1;
+        if looks % LOOKS_PER_TURN == 0 {
+            std::thread::yield_now();
+        }
         let entry = Entry(cell.load(Ordering::Acquire));
         if let Some(object) = entry.as_object()
             && arena.may_hold(object.location)
             && arena.state_at(object.location) == State::Victim
         {
             move_object(store, open, slot, cell);
+            moves += 1;
+            if moves % MOVES_PER_TURN == 0 {
+                std::thread::yield_now();
+            }
         }
     });
     let mut freed = 0;
@@ -121,11 +128,41 @@ pub(super) fn round(store: &Store, open: &mut OpenSegment) -> u64 {
             freed += 1;
         }
     }
+    while let Some(unused) = open.take_unused() {
+        arena.seal(unused);
+        taken -= 1;
+    }
     store.counters.add(Field::CompactedSegments, freed);
-    u64::from(used_before.saturating_sub(arena.used_segments()))
+    (freed as u64).saturating_sub(taken as u64)
 }
 
-/// Moves the object of one slot to the compactor's open segment.
+/// Makes the emptiest sealed segments victims, of which no more than `room_bytes` live.
+fn choose_victims(store: &Store, mut room_bytes: u64) {
+    let arena = &store.pool.arena;
+    let classes = survey(store);
+    let mut whole_classes = 0;
+    for (_, live) in classes {
+        if live > room_bytes {
+            break;
+        }
+        room_bytes -= live;
+        whole_classes += 1;
+    }
+    // The first class that does not fit whole gives as many of its segments as fit.
+    for segment in 0..arena.touched_segments() {
+        let (state, live) = arena.segment(segment);
+        if state != State::Sealed || live as usize >= SPARSE_BYTES {
+            continue;
+        }
+        let class = live as usize * CLASSES / SEGMENT_BYTES;
+        let fits = class < whole_classes || class == whole_classes && u64::from(live) <= room_bytes;
+        if fits && arena.make_victim(segment) && class == whole_classes {
+            room_bytes -= u64::from(live);
+        }
+    }
+}
+
+/// Moves the object of one slot to a segment of the compactor's.
 fn move_object(store: &Store, open: &mut OpenSegment, slot: u64, cell: &AtomicU64) {
     let alone = store.slots.of(slot).write();
     let entry = Entry(cell.load(Ordering::Acquire));

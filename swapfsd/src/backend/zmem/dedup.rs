@@ -5,8 +5,7 @@
 //! that comparison and never gives the wrong page.
 //!
 //! The index is best effort. A record is 16 bytes; eight share a bucket of two cache lines, and
-//! an object that finds its bucket full is stored unshared: some 7 % of them where the buckets
-//! hold five on the average. It grows with the pool by linear
+//! an object that finds its bucket full takes the place of one that is not shared. It grows with the pool by linear
 //! hashing (W. Litwin, VLDB 1980): one bucket is split at a time, so there is never a moment in
 //! which all of it is rebuilt. Its memory is populated by the thread that splits, never faulted
 //! in by a write.
@@ -32,7 +31,7 @@ const BUCKETS_PER_PAGE: u32 = (PAGE_LEN / BUCKET_BYTES) as u32;
 /// lock, since the number of buckets at the start is a multiple of the number of locks.
 const LOCKS: u32 = 256;
 /// Buckets are split while there are more records than this for each.
-const RECORDS_PER_BUCKET: u64 = 5;
+const RECORDS_PER_BUCKET: u64 = 4;
 
 /// An object that entries share. `entries` is 0 in an empty record.
 #[derive(Debug, Clone, Copy, Default)]
@@ -120,10 +119,13 @@ impl Dedup {
         unsafe { &mut *start.cast() }
     }
 
-    /// Finds an object with these bytes, or makes one with `append` and remembers it.
+    /// Finds an object with these bytes, or makes one with `append` and remembers it. With
+    /// `or_nothing`, an object that can't be remembered is not made: an object that many entries
+    /// name shall not be moved once for each of them.
     pub(super) fn store(
         &self,
         pool: &Pool,
+        or_nothing: bool,
         encoding: Encoding,
         checksum: u32,
         bytes: &[u8],
@@ -137,7 +139,9 @@ impl Dedup {
                     && record.entries < u32::MAX
                     && object.encoding == encoding
                     && pool.arena.state_at(object.location) != State::Victim
-                    && pool.unchecked(&object).is_some_and(|(stored, _)| stored == bytes)
+                    && pool
+                        .unchecked(&object)
+                        .is_some_and(|(stored, sum)| sum == checksum && stored == bytes)
                 {
                     record.entries += 1;
                     return Some(object);
@@ -151,12 +155,22 @@ impl Dedup {
         }
         let object = append()?;
         let record = Record { object: Entry::object(object).0, checksum, entries: 1 };
-        self.with_bucket(key, |bucket| {
-            if let Some(free) = bucket.iter_mut().find(|record| record.entries == 0) {
-                *free = record;
+        let remembered = self.with_bucket(key, |bucket| {
+            let free = bucket.iter().position(|record| record.entries == 0);
+            if free.is_some() {
                 self.records.fetch_add(1, Ordering::Relaxed);
             }
+            // Full: an object that one entry names needs no record.
+            let place = free.or_else(|| bucket.iter().position(|record| record.entries == 1));
+            if let Some(place) = place {
+                bucket[place] = record;
+            }
+            place.is_some()
         });
+        if !remembered && or_nothing {
+            pool.free(&object);
+            return None;
+        }
         if self.is_small() {
             pool.arena.wake();
         }

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! object       63 ............ 21 | 20 .... 9 | 8 .. 6 |   5   | 4 3 | 2 1 0
-//!              byte in the arena  | length-1  |  tier  | tried | age | kind 2..4
+//!              byte in the arena  | length-1  | check  | tried | age | kind 2..4
 //! same-filled  63 ............ 16 | 15 .... 8 | 7 6    | 5 4 3       | 2 1 0
 //!              the word, or a CRC |   check   |  0     |  form       | kind 1
 //! absent       0
 //! ```
 //!
-//! `kind` is [`Encoding`]'s number for an object. The length is that of the encoded bytes; the
+//! `kind` is [`Encoding`]'s number for an object. `check` has the parity of every third bit of
+//! kind, length and place: a flipped bit shall not name another object. The length is that of the encoded bytes; the
 //! object's checksum lies in front of them. `tried` is set when recompression did not pay.
 //!
 //! A same-filled page has its word in the entry, where 48 bits can say it: with zeros above, ones
@@ -79,11 +80,10 @@ impl Entry {
 
     pub(super) fn object(object: Object) -> Entry {
         debug_assert!((1..=4096).contains(&object.len) && object.location < MAX_ARENA_BYTES);
-        Entry(
-            object.encoding as u64
-                | (object.len as u64 - 1) << LENGTH_SHIFT
-                | object.location << LOCATION_SHIFT,
-        )
+        let bits = object.encoding as u64
+            | (object.len as u64 - 1) << LENGTH_SHIFT
+            | object.location << LOCATION_SHIFT;
+        Entry(bits | parity_of(bits) << PARITY_SHIFT)
     }
 
     /// The entry of a same-filled page, and whether `word` has to be put beside it first.
@@ -124,6 +124,7 @@ impl Entry {
             };
         }
         match Encoding::from_number(number) {
+            _ if self.0 >> PARITY_SHIFT & 7 != parity_of(self.0) => Meaning::Damaged,
             None => Meaning::Damaged,
             Some(encoding) => Meaning::Object(Object {
                 encoding,
@@ -166,6 +167,20 @@ impl Entry {
     pub(super) fn with_history_of(self, other: Entry) -> Entry {
         Entry(self.0 | other.0 & (AGE_MASK | TRIED))
     }
+}
+
+const PARITY_SHIFT: u32 = 6;
+/// Kind, length and place: what an object's check bits are over.
+const PARITY_OVER: u64 = KIND_MASK | !0 << LENGTH_SHIFT;
+/// Every third bit.
+const THIRDS: u64 = 0x9249_2492_4924_9249;
+
+/// Three bits of parity: each flipped bit changes one of them.
+fn parity_of(bits: u64) -> u64 {
+    let covered = bits & PARITY_OVER;
+    (0..3).fold(0, |check, step| {
+        check | u64::from((covered & THIRDS << step).count_ones() & 1) << step
+    })
 }
 
 fn check_of(bits: u64) -> u64 {
@@ -218,6 +233,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_flipped_bit_of_an_object_names_no_other(
+            number in 2..=4u8, location in 0..MAX_ARENA_BYTES, len in 1..=4096usize, bit in 0..64
+        ) {
+            let encoding = Encoding::from_number(number).unwrap();
+            let object = Object { encoding, location, len };
+            match Entry(Entry::object(object).0 ^ 1u64 << bit).meaning() {
+                Meaning::Object(read) => prop_assert_eq!(read, object),
+                other => prop_assert!(!matches!(other, Meaning::Absent)),
+            }
+        }
+
         #[test]
         fn objects_come_back(
             number in 2..=4u8, location in 0..MAX_ARENA_BYTES, len in 1..=4096usize, ticks in 0..6u64

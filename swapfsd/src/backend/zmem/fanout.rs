@@ -6,7 +6,7 @@
 //! have enough to do, and nobody is called.
 
 use super::Store;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::IoPath;
 use std::io;
@@ -60,6 +60,8 @@ unsafe impl Send for JobPointer {}
 #[derive(Debug, Default)]
 struct Place {
     job: Option<JobPointer>,
+    /// All of the job is taken; it is its owner's to take it away.
+    spent: bool,
     users: usize,
     stop: bool,
 }
@@ -113,11 +115,11 @@ impl Fanout {
         let pointer = JobPointer((&raw const job).cast());
         {
             let mut place = self.shared.place.lock();
-            if place.job.is_some() || place.users > 0 {
+            if place.job.is_some() {
                 drop(place);
                 return store.write(first, pages);
             }
-            place.job = Some(pointer);
+            (place.job, place.spent) = (Some(pointer), false);
         }
         let taken_back = TakeBack(&self.shared);
         self.shared.put_up.notify_all();
@@ -143,9 +145,31 @@ struct TakeBack<'a>(&'a Shared);
 impl Drop for TakeBack<'_> {
     fn drop(&mut self) {
         let mut place = self.0.place.lock();
-        place.job = None;
+        place.spent = true;
         while place.users > 0 {
             place = self.0.left.wait(place);
+        }
+        place.job = None;
+    }
+}
+
+/// A helper's use of a job; ends also when it panics, and the job has then failed.
+struct Use<'a> {
+    shared: &'a Shared,
+    job: &'a Job<'a>,
+}
+
+impl Drop for Use<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = Error::new(ErrorKind::Io, Operation::Write, self.job.first);
+            self.job.failed.lock().get_or_insert(error);
+        }
+        let mut place = self.shared.place.lock();
+        place.spent = true;
+        place.users -= 1;
+        if place.users == 0 {
+            self.shared.left.notify_all();
         }
     }
 }
@@ -154,22 +178,20 @@ fn help(shared: &Shared) {
     let _io_path = IoPath::enter();
     let mut place = shared.place.lock();
     while !place.stop {
-        let Some(JobPointer(job)) = place.job else {
-            place = shared.put_up.wait(place);
-            continue;
+        let job = match place.job {
+            Some(JobPointer(job)) if !place.spent => job,
+            _ => {
+                place = shared.put_up.wait(place);
+                continue;
+            }
         };
         place.users += 1;
         drop(place);
         // SAFETY: while `users` is not zero, the owner stays in `TakeBack` at the latest, so the
         // job is alive; it was put up under the same lock.
-        let job = unsafe { &*job };
-        job.work();
+        let used = Use { shared, job: unsafe { &*job } };
+        used.job.work();
+        drop(used);
         place = shared.place.lock();
-        place.users -= 1;
-        // Nothing is left of it: not again.
-        place.job = None;
-        if place.users == 0 {
-            shared.left.notify_all();
-        }
     }
 }

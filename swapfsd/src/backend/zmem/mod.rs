@@ -17,8 +17,9 @@
 //!
 //! **Who may read an object.** A slot's lock (one of a few hundred, [`Slots`]) is shared by those
 //! who read the slot's object and taken alone by who changes its entry. An object is freed only
-//! after its last entry was changed, so nobody reads freed memory. Locks are held for one page
-//! at a time and never two at once.
+//! after its last entry was changed, so nobody reads freed memory. A slot's lock is held for one
+//! page, never two of them at once, and the locks that are taken under it (a bucket of the
+//! index, the free list, a decoder) are never held when a slot's is asked for.
 
 mod arena;
 mod compact;
@@ -129,7 +130,8 @@ impl Zmem {
     pub fn new(slot_count: u64, options: &ZmemOptions, threads: u32) -> io::Result<Zmem> {
         let limit_bytes = options.limit_bytes.unwrap_or_else(|| default_limit(slot_count));
         let reserve_bytes = options.reserve_bytes.min(limit_bytes);
-        let arena = Arc::new(Arena::new(limit_bytes, reserve_bytes)?);
+        let arena =
+            Arc::new(Arena::new(limit_bytes, reserve_bytes, (threads as usize).max(6) - 2)?);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let writers = threads as usize + processors + 1;
         let store = Arc::new(Store {
@@ -179,9 +181,11 @@ impl Drop for Zmem {
     }
 }
 
-/// Half of the machine's memory, and never more than the pages could take uncompressed.
+/// Half of the machine's memory, and never more than the pages could take uncompressed: with
+/// their entries and what is left over at the end of a segment, and room to write into.
 fn default_limit(slot_count: u64) -> u64 {
-    (memory::total_bytes() / 2).min(slot_count * (PAGE_LEN as u64 + 16))
+    let uncompressed = slot_count * (PAGE_LEN as u64 + 104) + (64 << 18);
+    (memory::total_bytes() / 2).min(uncompressed)
 }
 
 fn keep_reserve(store: &Store) {
@@ -235,11 +239,27 @@ impl Store {
             Encoded::Bytes(encoding, bytes) => {
                 // Before the object, so that there is none to take back.
                 self.table.cell_or_make(slot).ok_or_else(no_space)?;
-                let object = self.store(open, Purpose::Write, encoding, bytes);
+                let mut object = self.store(open, Purpose::Write, encoding, bytes);
+                if object.is_none() && self.close_other_writers() {
+                    object = self.store(open, Purpose::Write, encoding, bytes);
+                }
                 Entry::object(object.ok_or_else(no_space)?)
             }
         };
         self.publish(slot, entry).ok_or_else(no_space)
+    }
+
+    /// There is no room: what other writers have open may have some, or may be full of dead
+    /// objects, and the compactor can only get at it when it is closed. False: nothing was open.
+    fn close_other_writers(&self) -> bool {
+        let mut closed = false;
+        for mut writer in self.writers.iter().filter_map(Mutex::try_lock) {
+            closed |= self.pool.close(&mut writer.open);
+        }
+        if closed {
+            self.pool.arena.forget_no_gain();
+        }
+        closed
     }
 
     /// Stores an object, or finds one that is the same. `None`: no room.
@@ -264,7 +284,10 @@ impl Store {
     ) -> Option<Object> {
         let mut append = || self.pool.append(open, purpose, encoding, checksum, bytes);
         match &self.dedup {
-            Some(dedup) => dedup.store(&self.pool, encoding, checksum, bytes, append),
+            Some(dedup) => {
+                let or_nothing = purpose != Purpose::Write;
+                dedup.store(&self.pool, or_nothing, encoding, checksum, bytes, append)
+            }
             None => append(),
         }
     }

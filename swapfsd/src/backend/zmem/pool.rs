@@ -27,6 +27,35 @@ pub(super) fn stored_bytes(object: &Object) -> u32 {
 pub(super) struct OpenSegment {
     segment: Option<u32>,
     fill: usize,
+    /// Segments that were taken beforehand; the compactor appends to no others.
+    ready: Vec<u32>,
+}
+
+/// What one object takes at most: less than that may be left over at the end of a segment.
+pub(super) const MAX_OBJECT_BYTES: u64 = (HEADER_BYTES + codec::MAX_OBJECT_BYTES) as u64;
+
+impl OpenSegment {
+    /// For the compactor, with room to note `ready_max` segments.
+    pub(super) fn with_ready(ready_max: usize) -> OpenSegment {
+        OpenSegment { ready: Vec::with_capacity(ready_max), ..OpenSegment::default() }
+    }
+
+    /// Notes a segment that will be appended to when the one before it is full.
+    pub(super) fn add_ready(&mut self, segment: u32) {
+        self.ready.push(segment);
+    }
+
+    /// Bytes of objects that surely fit, in whatever order they come.
+    pub(super) fn room_bytes(&self) -> u64 {
+        let left = self.segment.map_or(0, |_| SEGMENT_BYTES - self.fill) as u64;
+        let usable = |bytes: u64| bytes.saturating_sub(MAX_OBJECT_BYTES);
+        usable(left) + self.ready.len() as u64 * usable(SEGMENT_BYTES as u64)
+    }
+
+    /// Takes a segment back that was not needed.
+    pub(super) fn take_unused(&mut self) -> Option<u32> {
+        self.ready.pop()
+    }
 }
 
 /// Who asks for room, and so how long it may take.
@@ -81,8 +110,8 @@ impl Pool {
     fn open_next(&self, open: &mut OpenSegment, purpose: Purpose) -> Option<u32> {
         let next = match purpose {
             Purpose::Write => self.arena.take_for_write(),
-            Purpose::Compact => self.arena.take_for_move(true),
-            Purpose::Recompress => self.arena.take_for_move(false),
+            Purpose::Compact => open.ready.pop(),
+            Purpose::Recompress => self.arena.take_for_move(0),
         }?;
         if let Some(full) = open.segment.replace(next) {
             self.arena.seal(full);
@@ -91,11 +120,10 @@ impl Pool {
         Some(next)
     }
 
-    /// Closes what a writer had open.
-    pub(super) fn close(&self, open: &mut OpenSegment) {
-        if let Some(segment) = open.segment.take() {
-            self.arena.seal(segment);
-        }
+    /// Closes what a writer had open; false if that was nothing.
+    pub(super) fn close(&self, open: &mut OpenSegment) -> bool {
+        let closed = open.segment.take().inspect(|&segment| self.arena.seal(segment));
+        closed.is_some()
     }
 
     /// The bytes of an object whose checksum is right, and the checksum.
@@ -119,7 +147,9 @@ impl Pool {
         }
         let start = self.arena.at(object.location, size);
         // SAFETY: populated memory inside one segment, written before the entry that names it
-        // was published, and not again as long as the caller keeps the object alive.
+        // was published, and not again as long as the caller keeps the object alive. (An entry
+        // that was damaged in memory, and not found out by its check bits, could name a place
+        // that is being written: the checksum then decides about the bytes, whatever they are.)
         let stored = unsafe { std::slice::from_raw_parts(start, size) };
         let (header, bytes) = stored.split_at(HEADER_BYTES);
         Some((bytes, u32::from_le_bytes([header[0], header[1], header[2], header[3]])))

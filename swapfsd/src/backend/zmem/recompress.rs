@@ -23,16 +23,15 @@ const WORTH_PART: usize = 16;
 const PAGES_PER_BREAK: u64 = 16;
 
 pub(super) fn run(store: &Store, options: &Recompress) {
-    // Its locks are held for about a microsecond each; compressing is done without any.
-    if let Err(error) = process::set_background() {
-        log::warn!("recompression at low priority: {error}");
-    }
+    let priority = Priority { realtime: process::is_realtime() };
+    priority.low();
     let mut worker = Worker {
         store,
         encoder: Encoder::new(Algorithm::Zstd { level: options.level }),
         open: OpenSegment::default(),
         page: Box::new([0; PAGE_LEN]),
         rate_bytes: options.rate_bytes,
+        priority,
         pages: 0,
         started: Instant::now(),
     };
@@ -50,12 +49,48 @@ pub(super) fn run(store: &Store, options: &Recompress) {
     store.pool.close(&mut worker.open);
 }
 
+/// Compressing is done at low priority; but who holds a lock that swap-ins may wait for runs
+/// like the threads that serve them, or it could be kept from giving the lock back.
+#[derive(Debug, Clone, Copy)]
+struct Priority {
+    /// The other threads are real-time tasks.
+    realtime: bool,
+}
+
+impl Priority {
+    fn low(self) {
+        if let Err(error) = process::set_background() {
+            log::warn!("recompression at low priority: {error}");
+        }
+    }
+
+    /// Until the guard is dropped.
+    fn raised(self) -> Raised {
+        if self.realtime {
+            // It was one before: it may be one again.
+            drop(process::set_realtime());
+        }
+        Raised(self)
+    }
+}
+
+struct Raised(Priority);
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if self.0.realtime {
+            self.0.low();
+        }
+    }
+}
+
 struct Worker<'a> {
     store: &'a Store,
     encoder: Encoder,
     open: OpenSegment,
     page: Box<[u8; PAGE_LEN]>,
     rate_bytes: u64,
+    priority: Priority,
     /// Since `started`.
     pages: u64,
     started: Instant,
@@ -85,6 +120,7 @@ impl Worker<'_> {
     fn recompress(&mut self, slot: u64, cell: &AtomicU64, entry: Entry, object: &Object) {
         let store = self.store;
         {
+            let _raised = self.priority.raised();
             let _shared = store.slots.of(slot).read();
             if cell.load(Ordering::Acquire) != entry.0
                 || !store.read_object(object, &mut self.page[..])
@@ -95,7 +131,9 @@ impl Worker<'_> {
         }
         self.keep_rate();
         let worth = object.len - object.len / WORTH_PART;
-        let stored = match self.encoder.encode(&self.page[..]) {
+        let encoded = self.encoder.encode(&self.page[..]);
+        let _raised = self.priority.raised();
+        let stored = match encoded {
             Encoded::Bytes(encoding @ Encoding::Zstd, bytes) if bytes.len() < worth => {
                 store.store(&mut self.open, Purpose::Recompress, encoding, bytes)
             }
@@ -126,12 +164,16 @@ impl Worker<'_> {
 
     fn keep_rate(&mut self) {
         self.pages += 1;
-        if self.pages.is_multiple_of(PAGES_PER_BREAK) {
-            let due = self.pages as f64 * PAGE_LEN as f64 / self.rate_bytes as f64;
+        if !self.pages.is_multiple_of(PAGES_PER_BREAK) {
+            return;
+        }
+        let due = self.pages as f64 * PAGE_LEN as f64 / self.rate_bytes as f64;
+        while !self.store.stop.load(Ordering::Relaxed) {
             let ahead = due - self.started.elapsed().as_secs_f64();
-            if ahead > 0.0 {
-                std::thread::sleep(Duration::from_secs_f64(ahead.min(LOOK.as_secs_f64())));
+            if ahead <= 0.0 {
+                return;
             }
+            std::thread::sleep(Duration::from_secs_f64(ahead.min(LOOK.as_secs_f64())));
         }
     }
 }

@@ -370,6 +370,127 @@ fn at_the_limit_writes_are_refused_and_nothing_is_lost() {
     }
 }
 
+/// What dies is scattered over all segments, and slots do not lie in the order of segments: the
+/// compactor must get room back with the two segments that are set aside for it.
+#[test]
+fn at_the_limit_room_comes_back_in_any_order() {
+    let zmem = zmem(4096, |options| {
+        (options.limit_bytes, options.reserve_bytes) = (Some(6 << 20), 16 << 20);
+    });
+    let mut random = Random(99);
+    let mut slots: Vec<u64> = (0..1200).collect();
+    for index in (1..slots.len()).rev() {
+        slots.swap(index, random.next() as usize % (index + 1));
+    }
+    for &slot in &slots {
+        zmem.write(slot, &page_of(slot, 4)).unwrap();
+    }
+    // Nothing free is left, then half of it dies.
+    let mut extra = 1200;
+    while extra < 2000 && zmem.write(extra, &page_of(extra, 4)).is_ok() {
+        extra += 1;
+    }
+    for &slot in slots.iter().step_by(2) {
+        zmem.discard(slot, 1).unwrap();
+    }
+    // A write that is refused while the compactor gathers room may come again, as the kernel's do.
+    for slot in 2000..2400 {
+        wait_until("room for a write", || zmem.write(slot, &page_of(slot, 4)).is_ok());
+    }
+    for slot in (1200..extra).chain(2000..2400).chain(slots.into_iter().skip(1).step_by(2)) {
+        assert!(read(&zmem, slot).unwrap() == page_of(slot, 4), "slot {slot}");
+    }
+    check_derived(zmem);
+}
+
+/// What several writers have open is room too.
+#[test]
+fn a_small_limit_is_used_by_whoever_writes() {
+    let zmem = zmem(4096, |options| options.limit_bytes = Some(2 << 20));
+    let large: Vec<u8> = (0..256).flat_map(|slot| page_of(slot, 3)).collect();
+    zmem.write(0, &large).unwrap();
+    zmem.discard(0, 256).unwrap();
+    let mut stored = 0;
+    while zmem.write(stored, &page_of(stored, 4)).is_ok() {
+        stored += 1;
+    }
+    assert!(stored > 350, "{stored} pages in 2 MiB");
+    zmem.discard(0, 4096).unwrap();
+    let used = || number(&zmem, "mem_used_total_bytes");
+    wait_until("nearly all of it free", || {
+        // May be refused until then.
+        let _ = zmem.write(5, &page_of(1, 3));
+        used() <= 1 << 20
+    });
+}
+
+/// An object that many slots name is one object after it has moved.
+#[test]
+fn shared_objects_move_once() {
+    let zmem = zmem(30_000, |options| {
+        options.dedup = true;
+        let age = Duration::from_millis(300);
+        options.recompress = Some(Recompress { level: 3, age, rate_bytes: 1 << 30 });
+    });
+    for slot in 0..20_000 {
+        // A thousand objects that twenty slots name, and ballast that dies.
+        zmem.write(slot, &page_of(slot % 1000, 5)).unwrap();
+        if slot % 4 == 0 {
+            zmem.write(20_000 + slot / 4, &page_of(100_000 + slot, 2)).unwrap();
+        }
+    }
+    let before = number(&zmem, "compr_data_size_bytes");
+    zmem.discard(20_000, 10_000).unwrap();
+    wait_until("recompressed", || number(&zmem, "zstd_pages") > 19_900);
+    assert!(number(&zmem, "compr_data_size_bytes") < before / 2);
+    assert!(number(&zmem, "dedup_shared_pages") > 18_000);
+    for slot in 0..20_000 {
+        assert!(read(&zmem, slot).unwrap() == page_of(slot % 1000, 5), "slot {slot}");
+    }
+    check_derived(zmem);
+}
+
+/// Each thread has slots of its own and knows what must be in them, while objects move.
+#[test]
+fn concurrent_writers_lose_nothing() {
+    const SLOTS: u64 = 600;
+    let zmem = zmem(4 * SLOTS, |options| {
+        (options.dedup, options.limit_bytes) = (true, Some(12 << 20));
+        let age = Duration::from_millis(30);
+        options.recompress = Some(Recompress { level: 1, age, rate_bytes: 1 << 30 });
+    });
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let zmem = &zmem;
+            scope.spawn(move || {
+                let mut random = Random(0x777 + thread);
+                let mut model = vec![None; SLOTS as usize];
+                for step in 0..20_000 {
+                    let index = random.next() % SLOTS;
+                    let slot = thread * SLOTS + index;
+                    match random.next() % 4 {
+                        0 if step % 5 == 0 => {
+                            zmem.discard(slot, 1).unwrap();
+                            model[index as usize] = None;
+                        }
+                        0 | 1 => check(zmem, slot, model[index as usize], step),
+                        _ => {
+                            let page = (random.next() % 300, random.next() % 6);
+                            zmem.write(slot, &page_of(page.0, page.1)).unwrap();
+                            model[index as usize] = Some(page);
+                        }
+                    }
+                }
+                for index in 0..SLOTS {
+                    check(zmem, thread * SLOTS + index, model[index as usize], u64::MAX);
+                }
+            });
+        }
+    });
+    assert!(number(&zmem, "pages_compacted") > 0 && number(&zmem, "pages_recompressed") > 0);
+    check_derived(zmem);
+}
+
 /// Without `Volume` in front: readers, writers and discards of the same slots at once. Whoever
 /// reads sees one whole page, of any of the writers, or zeros.
 #[test]
