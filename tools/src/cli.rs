@@ -129,7 +129,7 @@ struct DemoArguments {
     /// How much memory to push out and read back, in MiB
     #[arg(long, value_name = "N", default_value_t = 300)]
     megabytes: u32,
-    /// Type of the volume [default: linear]
+    /// Type of the volume [default: zmem, compressed memory]
     #[arg(long = "type", short = 't', value_name = "TYPE")]
     type_name: Option<String>,
     /// Options of the back end
