@@ -246,9 +246,12 @@ fn as_another_user() {
             "swapfs" => command.args([Path::new("up"), Path::new("--no-swapon"), &image]),
             _ => command.args([&image, &mnt]),
         };
-        // The build directory may be readable by root only.
+        // The build directory may be readable by root only. Copied by another process: a child
+        // that another test forks meanwhile would keep a file that we write open, and it could
+        // not be run ("Text file busy").
         let copy = folder.path().join(program);
-        fs::copy(env!("CARGO_BIN_EXE_programs"), &copy).unwrap();
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_programs")).arg(&copy).status();
+        assert!(copied.unwrap().success());
         let mut unprivileged = Command::new(&copy);
         unprivileged.args(command.get_args()).uid(65534).gid(65534);
         let output = unprivileged.output().unwrap();
