@@ -45,18 +45,46 @@ pub fn is_realtime() -> bool {
     matches!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_RR | libc::SCHED_FIFO)
 }
 
-/// Makes the calling thread an ordinary one again, of low priority: for work that nobody waits
-/// for.
+/// Makes the calling thread an ordinary task (SCHED_OTHER), and those that it starts from now on.
+///
+/// # Errors
+/// What sched_setscheduler(2) answers.
+pub fn set_ordinary() -> io::Result<()> {
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: the parameters are read during the call only.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters) })
+        .map(drop)
+}
+
+/// Makes the calling thread an ordinary one of low priority: for work that nobody waits for.
 ///
 /// # Errors
 /// What sched_setscheduler(2) and setpriority(2) answer.
 pub fn set_background() -> io::Result<()> {
-    // SAFETY: the structure is plain numbers, for which zero is a value.
-    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    // SAFETY: the parameters are read during the call only.
-    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters) })?;
+    set_ordinary()?;
     // SAFETY: no memory is passed; 0 is the calling thread.
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) }).map(drop)
+}
+
+/// While it lives, the calling thread, a real-time task, is an ordinary one.
+#[derive(Debug)]
+pub struct Ordinary(());
+
+impl Ordinary {
+    /// Until the guard is dropped.
+    #[must_use]
+    pub fn enter() -> Ordinary {
+        // It could only fail for want of a right that the thread has had.
+        drop(set_ordinary());
+        Ordinary(())
+    }
+}
+
+impl Drop for Ordinary {
+    fn drop(&mut self) {
+        drop(set_realtime());
+    }
 }
 
 /// The effective user is root.

@@ -12,6 +12,7 @@ use super::counters::Field;
 use super::entry::Entry;
 use super::pool::{OpenSegment, Purpose};
 use super::{LOOK, Store};
+use crate::sys::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A round is due when this part of the memory in use could be had back (a write that is waiting
@@ -29,12 +30,11 @@ const SPARSE_BYTES: usize = SEGMENT_BYTES / 16 * 15;
 
 /// Segments that a round fills at most.
 const DESTINATIONS: usize = 16;
-/// Moves, and table entries looked at, between two offers of the processor: this thread is a
-/// real-time task like those that serve reads.
-const MOVES_PER_TURN: u64 = 8;
-const LOOKS_PER_TURN: u64 = 4096;
 
 pub(super) fn run(store: &Store) {
+    // It takes none of the kernel's memory, and as a real-time task it would keep the kernel's
+    // threads on the way of a read from the processors.
+    drop(process::set_ordinary());
     let mut open = OpenSegment::with_ready(DESTINATIONS);
     let mut changes_before = 0;
     // Nothing was due when last nothing had changed.
@@ -104,22 +104,13 @@ pub(super) fn round(store: &Store, open: &mut OpenSegment) -> u64 {
         taken += 1;
     }
     choose_victims(store, open.room_bytes());
-    let (mut looks, mut moves) = (0, 0);
     store.table.for_each(0, store.table.slot_count(), |slot, cell| {
-        looks += 1;
-        if looks % LOOKS_PER_TURN == 0 {
-            std::thread::yield_now();
-        }
         let entry = Entry(cell.load(Ordering::Acquire));
         if let Some(object) = entry.as_object()
             && arena.may_hold(object.location)
             && arena.state_at(object.location) == State::Victim
         {
             move_object(store, open, slot, cell);
-            moves += 1;
-            if moves % MOVES_PER_TURN == 0 {
-                std::thread::yield_now();
-            }
         }
     });
     let mut freed = 0;

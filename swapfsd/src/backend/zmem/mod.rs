@@ -58,9 +58,6 @@ use table::Table;
 const LOCKS: usize = 1024;
 /// How often the threads of the background look without being told.
 const LOOK: Duration = Duration::from_millis(250);
-/// Pages of a large write between two offers of the processor to who waits for it, so that a
-/// page that a program waits for does not wait behind pages that nobody waits for.
-const PAGES_PER_TURN: usize = 8;
 
 /// What a thread needs to encode and store; there are enough for all threads.
 #[derive(Debug)]
@@ -149,7 +146,7 @@ impl Zmem {
             decoders: (0..writers).map(|_| Mutex::new(Decoder::default())).collect(),
             stop: AtomicBool::new(false),
         });
-        let fanout = Fanout::new(processors - 1)?;
+        let fanout = Fanout::new(processors)?;
         let mut zmem = Zmem { store, fanout, threads: Vec::new() };
         zmem.spawn("zmem-reserve", keep_reserve)?;
         zmem.spawn("zmem-compact", compact::run)?;
@@ -213,9 +210,6 @@ impl Store {
     fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
         let mut writer = lock_any(&self.writers);
         for (index, page) in pages.chunks_exact(PAGE_LEN).enumerate() {
-            if index > 0 && index % PAGES_PER_TURN == 0 {
-                std::thread::yield_now();
-            }
             self.write_page(&mut writer, first + index as u64, page)?;
         }
         Ok(())
