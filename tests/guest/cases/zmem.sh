@@ -6,12 +6,12 @@
 make_ext4 /dev/vda /mnt/data
 image=/mnt/data/zmem.img
 
-step "500 MiB in a machine of 512, three quarters of it compressible"
+step "560 MiB in a machine of 512, three quarters of it compressible"
 swapfs up "$image" --size 2G --priority 10 -o limit=300M
 daemon="$(pidof swapfsd)"
 swapfs status
 load "compressible, 3 processes" \
-    pageload --megabytes 500 --passes 1 --seed "$seed" --processes 3 --touch mixed --compressible 75
+    pageload --megabytes 560 --passes 1 --seed "$seed" --processes 3 --touch mixed --compressible 75
 check_swapped_out 100
 swapfs status
 check "the daemon is the same" [ "$(pidof swapfsd)" = "$daemon" ]
