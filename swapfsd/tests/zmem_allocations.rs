@@ -4,6 +4,7 @@
 use swapfs_format::types::{Algorithm, ZmemOptions};
 use swapfsd::backend::Backend;
 use swapfsd::backend::zmem::Zmem;
+use swapfsd::held::Held;
 use swapfsd::sys::alloc::{IoPath, io_path_allocations};
 
 fn page(seed: u64, random_words: usize) -> Vec<u8> {
@@ -28,7 +29,7 @@ fn read_write_discard_and_errors_allocate_nothing() {
                 recompress: None,
                 dedup,
             };
-            let zmem = Zmem::new(100_000, &options, 2).unwrap();
+            let zmem = Zmem::new(100_000, &options, 2, &Held::private()).unwrap();
             let pages: Vec<Vec<u8>> =
                 (0..64).map(|n| page(n, [0, 100, 300, 512][n as usize % 4])).collect();
             let large: Vec<u8> = pages.concat();

@@ -3,7 +3,6 @@
 // Tests may panic: that is how they fail.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
 use swapfs_format::PAGE_BYTES;
 use swapfs_format::fault::FaultPlan;
 use swapfs_format::geometry::Geometry;
@@ -13,6 +12,7 @@ use swapfs_tests::conformance::{self, Target};
 use swapfs_tests::rng;
 use swapfsd::backend::registry;
 use swapfsd::buffer::BufferPool;
+use swapfsd::held::Held;
 use swapfsd::image::{Access, Image};
 use swapfsd::volume::Volume;
 
@@ -35,14 +35,12 @@ fn volume(type_name: &str, options: &str) -> (Direct, tempfile::NamedTempFile) {
     let image = Image::open_exclusive(file.path(), Access::ReadWrite).unwrap();
     let resources = registry::resources(&typed);
     let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
-    let backend = registry::build(&image, &superblock, &typed, &buffers).unwrap();
-    let volume = loop {
-        // With faults on, writing the header may fail too.
-        match Volume::new(Arc::clone(&backend), buffers.clone(), &superblock.swap_header()) {
-            Ok(volume) => break volume,
-            Err(error) => assert_ne!(typed.common.faults, FaultPlan::default(), "{error}"),
-        }
-    };
+    let backend = registry::build(&image, &superblock, &typed, &buffers, &Held::private()).unwrap();
+    let volume = Volume::standby(backend, buffers, superblock.slot_count);
+    // With faults on, writing the header may fail; the suite writes to slot 0 too.
+    if let Err(error) = volume.activate(Some(&superblock.swap_header())) {
+        assert_ne!(typed.common.faults, FaultPlan::default(), "{error}");
+    }
     (Direct { volume, faults: !typed.common.faults.rules.is_empty() }, file)
 }
 

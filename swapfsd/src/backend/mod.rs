@@ -15,7 +15,12 @@
 //!   back end starts [`AtStart::Empty`]; where it starts [`AtStart::Kept`], an unwritten slot
 //!   reads as whatever the image holds there, and the kernel never asks for it;
 //! * the same request done twice has the same effect as once;
-//! * no call allocates memory or waits for memory.
+//! * no call allocates memory or waits for memory;
+//! * where its memory is [`Held`](crate::held::Held) by a supervisor, the process may be killed at
+//!   any instruction, and a new instance that is made on the same memory and
+//!   [activated](Backend::activate) keeps all of the above. So what a slot holds is published by
+//!   single atomic stores into that memory, and everything else follows from it. A request that
+//!   was not answered comes again.
 //!
 //! How a back end is added: `swapfs_format::types` names it and its options, a folder or file
 //! here implements [`Backend`], [`registry`] builds it.
@@ -66,6 +71,19 @@ pub trait Backend: Send + Sync {
 
     /// What the slots held when it was opened.
     fn at_start(&self) -> AtStart;
+
+    /// This instance serves from now on: called once, before the first request. On memory that a
+    /// predecessor left, whose process has ended, it waits until the predecessor's last I/O has
+    /// ended too, and makes everything again that can be had from the slot table. It is as fast
+    /// as can be, and takes no new memory: requests wait for it.
+    ///
+    /// # Errors
+    /// If what was left is not what this program understands, or a system call fails.
+    fn activate(&self) -> std::io::Result<()>;
+
+    /// Called now and then while the instance waits to be activated: puts memory that others have
+    /// populated into this process's page tables, or whatever makes [`Backend::activate`] faster.
+    fn warm(&self) {}
 
     /// The part that has requests in flight without a thread for each, if there is one.
     fn asynchronous(&self) -> Option<&dyn AsynchronousBackend> {

@@ -4,7 +4,9 @@
 //! storing costs nothing. As a swap area it only moves pages from memory to memory.
 
 use super::{AtStart, Backend};
+use crate::crash::{self, Point};
 use crate::error::Result;
+use crate::held::Held;
 use crate::sync::RwLock;
 use crate::sys::memory::Mapping;
 use std::io;
@@ -25,12 +27,12 @@ impl Ram {
     ///
     /// # Errors
     /// `ENOMEM` if there is not as much.
-    pub fn new(slot_count: u64) -> io::Result<Ram> {
+    pub fn new(slot_count: u64, held: &Held) -> io::Result<Ram> {
         let len = usize::try_from(slot_count)
             .ok()
             .and_then(|slots| slots.checked_mul(PAGE_LEN))
             .ok_or(io::ErrorKind::OutOfMemory)?;
-        let memory = Mapping::new(len, true)?;
+        let memory = held.map_populated(0, len)?;
         let locks = (0..slot_count.div_ceil(SLOTS_PER_LOCK)).map(|_| RwLock::new(())).collect();
         Ok(Ram { memory, locks })
     }
@@ -75,7 +77,13 @@ impl Backend for Ram {
             let (part, behind) = rest.split_at(len);
             let _exclusive = self.lock_of(slot).write();
             // SAFETY: `start` has `len` bytes, and nobody else has them while the lock is held.
-            unsafe { std::slice::from_raw_parts_mut(start, len) }.copy_from_slice(part);
+            let to = unsafe { std::slice::from_raw_parts_mut(start, len) };
+            // A kill in here leaves pages that are neither old nor new. Their write was not
+            // answered and comes again, and the kernel reads no page that it is writing.
+            let half = len / PAGE_LEN / 2 * PAGE_LEN;
+            to[..half].copy_from_slice(&part[..half]);
+            crash::pass(Point::RamHalf);
+            to[half..].copy_from_slice(&part[half..]);
             rest = behind;
         });
         Ok(())
@@ -97,6 +105,10 @@ impl Backend for Ram {
 
     fn at_start(&self) -> AtStart {
         AtStart::Empty
+    }
+
+    fn activate(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {

@@ -6,6 +6,7 @@ use super::ram::Ram;
 use super::zmem::Zmem;
 use crate::buffer::BufferPool;
 use crate::filter::{Delay, Fault};
+use crate::held::Held;
 use crate::image::{Image, ImageError};
 use std::fmt;
 use std::io;
@@ -72,7 +73,8 @@ pub fn resources(options: &TypedOptions) -> Resources {
     }
 }
 
-/// Opens the back end that `superblock` names.
+/// Opens the back end that `superblock` names. It is to be [activated](Backend::activate) before
+/// it is used.
 ///
 /// # Errors
 /// What kept it from starting.
@@ -81,6 +83,7 @@ pub fn build(
     superblock: &Superblock,
     options: &TypedOptions,
     buffers: &BufferPool,
+    held: &Held,
 ) -> Result<Arc<dyn Backend>, BuildError> {
     let mut backend: Arc<dyn Backend> = match &options.backend {
         BackendOptions::Linear(linear) => {
@@ -92,16 +95,16 @@ pub fn build(
                 }
                 LinearEngine::Sync => "memory for the checksums",
             };
-            let linear = Linear::new(file, superblock, linear, buffers.clone());
+            let linear = Linear::new(file, superblock, linear, buffers.clone(), held);
             Arc::new(linear.map_err(|error| BuildError::System(what, error))?)
         }
         BackendOptions::Zmem(zmem) => {
             let threads = resources(options).threads;
-            let zmem = Zmem::new(superblock.slot_count, zmem, threads);
+            let zmem = Zmem::new(superblock.slot_count, zmem, threads, held);
             Arc::new(zmem.map_err(|error| BuildError::System("memory for the pages", error))?)
         }
         BackendOptions::Ram => {
-            let ram = Ram::new(superblock.slot_count);
+            let ram = Ram::new(superblock.slot_count, held);
             Arc::new(ram.map_err(|error| BuildError::System("memory for the pages", error))?)
         }
     };

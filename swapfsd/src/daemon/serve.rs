@@ -6,6 +6,7 @@ use crate::awake::Awake;
 use crate::backend::registry;
 use crate::buffer::BufferPool;
 use crate::fuse::{Adapter, Connection};
+use crate::held::Held;
 use crate::image::{Access, Image};
 use crate::logging::{self, LogTarget};
 use crate::overfull::Overfull;
@@ -95,7 +96,7 @@ impl Mounted {
         let resources = registry::resources(&options);
         let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
             .map_err(|error| StartError::new("memory for buffers", error))?;
-        let backend = registry::build(&image, &superblock, &options, &buffers)
+        let backend = registry::build(&image, &superblock, &options, &buffers, &Held::private())
             .map_err(|error| StartError::new(arguments.image.display(), error))?;
         let volume = Volume::new(backend, buffers, &superblock.swap_header())
             .map_err(|error| StartError::new("writing the swap header", error))?;

@@ -3,6 +3,7 @@
 //! It has no asynchronous side: a thread that sleeps stands for a request in the device.
 
 use crate::backend::{AtStart, Backend};
+use crate::control::InDevice;
 use crate::error::Result;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +20,21 @@ impl Delay {
     pub fn new(inner: Arc<dyn Backend>, delay: Duration) -> Delay {
         Delay { inner, delay }
     }
+
+    fn wait(&self) {
+        let _in_device = InDevice::enter();
+        std::thread::sleep(self.delay);
+    }
 }
 
 impl Backend for Delay {
     fn read(&self, first: u64, pages: &mut [u8]) -> Result<()> {
-        std::thread::sleep(self.delay);
+        self.wait();
         self.inner.read(first, pages)
     }
 
     fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
-        std::thread::sleep(self.delay);
+        self.wait();
         self.inner.write(first, pages)
     }
 
@@ -42,6 +48,14 @@ impl Backend for Delay {
 
     fn at_start(&self) -> AtStart {
         self.inner.at_start()
+    }
+
+    fn activate(&self) -> std::io::Result<()> {
+        self.inner.activate()
+    }
+
+    fn warm(&self) {
+        self.inner.warm();
     }
 
     fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {

@@ -92,6 +92,14 @@ impl Backend for Fault {
         self.inner.at_start()
     }
 
+    fn activate(&self) -> std::io::Result<()> {
+        self.inner.activate()
+    }
+
+    fn warm(&self) {
+        self.inner.warm();
+    }
+
     fn asynchronous(&self) -> Option<&dyn AsynchronousBackend> {
         self.inner.asynchronous().map(|_| self as &dyn AsynchronousBackend)
     }
@@ -128,11 +136,12 @@ impl AsynchronousBackend for Fault {
 mod tests {
     use super::*;
     use crate::backend::ram::Ram;
+    use crate::held::Held;
     use swapfs_format::PAGE_LEN;
 
     fn outcomes(rules: &str, seed: u64) -> Vec<bool> {
         let plan = FaultPlan { rules: swapfs_format::fault::parse(rules).unwrap(), seed };
-        let fault = Fault::new(Arc::new(Ram::new(16).unwrap()), plan);
+        let fault = Fault::new(Arc::new(Ram::new(16, &Held::private()).unwrap()), plan);
         (0..1000).map(|_| fault.write(3, &[1; PAGE_LEN]).is_ok()).collect()
     }
 
@@ -148,7 +157,7 @@ mod tests {
     #[test]
     fn rules_meet_their_operation_and_refuse_before_anything_changes() {
         let rules = swapfs_format::fault::parse("write:ENOSPC:1").unwrap();
-        let ram: Arc<dyn Backend> = Arc::new(Ram::new(16).unwrap());
+        let ram: Arc<dyn Backend> = Arc::new(Ram::new(16, &Held::private()).unwrap());
         let fault = Fault::new(Arc::clone(&ram), FaultPlan { rules, seed: 1 });
         assert_eq!(fault.write(2, &[9; PAGE_LEN]).unwrap_err().kind, ErrorKind::NoSpace);
         let mut page = [1; PAGE_LEN];

@@ -28,6 +28,29 @@ pub fn lock_exclusively(file: &File) -> io::Result<()> {
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }
 
+/// Locks this open file (not the process, nor the file) for writing, and waits for others that
+/// have locked theirs of the same file. The lock ends when nobody uses the open file any more,
+/// the kernel's own requests in flight included. Independent of [`lock_exclusively`].
+///
+/// # Errors
+/// What fcntl(2) answers to `F_OFD_SETLKW`.
+pub fn lock_open_file(file: &File) -> io::Result<()> {
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // One byte stands for all of it.
+    lock.l_len = 1;
+    loop {
+        // SAFETY: the structure is read during the call.
+        let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &raw const lock) };
+        match check(locked) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome.map(drop),
+        }
+    }
+}
+
 /// The file lies on a file system in memory whose pages are swapped out themselves.
 #[must_use]
 pub fn is_on_tmpfs(file: &File) -> bool {

@@ -1,8 +1,9 @@
 //! Memory that is mapped, populated and locked before the I/O path needs it.
 
 use super::{check, errno};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -13,11 +14,14 @@ const MADV_DONTNEED_LOCKED: libc::c_int = 24;
 /// used (fuser's read buffers are 16 MiB, of which 1 MiB is ever touched).
 const POPULATE_LIMIT_BYTES: usize = 8 << 20;
 
-/// An anonymous mapping, page-aligned, zeroed; unmapped when dropped.
+/// A mapping, page-aligned, zeroed at first; unmapped when dropped. Anonymous, or of a file in
+/// memory that other processes may have mapped too and that outlives them all.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// What it maps; `None`: memory of this process alone.
+    shared: Option<File>,
 }
 
 // SAFETY: a mapping is plain memory, owned by this value; access to it is by the methods below,
@@ -40,11 +44,33 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let mapping = Mapping { start, len };
+        let mapping = Mapping { start, len, shared: None };
         if populate {
             mapping.populate_range(0, len)?;
         }
         Ok(mapping)
+    }
+
+    /// Maps the first `len` bytes of `file`, which is made longer if it is shorter. Nothing is
+    /// populated.
+    ///
+    /// # Errors
+    /// What ftruncate(2) and mmap(2) answer.
+    pub fn shared(file: File, len: usize) -> io::Result<Mapping> {
+        if file.metadata()?.len() < len as u64 {
+            file.set_len(len as u64)?;
+        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { start, len, shared: Some(file) })
     }
 
     /// Has the kernel use small pages only. Where huge pages are the rule, populating a part
@@ -106,12 +132,36 @@ impl Mapping {
         self.len == 0
     }
 
-    /// Gives the pages of a range back to the system; they read as zeros.
+    /// Puts the pages of a range that are there already into this process's page tables, so that
+    /// their use does not fault; of memory that another process has populated. A hole in the
+    /// range would be filled.
     ///
     /// # Errors
     /// What madvise(2) answers.
+    pub fn map_present(&self, offset: usize, len: usize) -> io::Result<()> {
+        assert!(offset + len <= self.len);
+        // SAFETY: inside the mapping, as just checked.
+        let start = unsafe { self.start.as_ptr().add(offset) };
+        // For reading: several pages a fault, and of a shared mapping they can be written too.
+        match populate(start, len, false) {
+            // A kernel before 5.14: it faults when it is used.
+            Ok(()) | Err(libc::EINVAL) => Ok(()),
+            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Gives the pages of a range back to the system; they read as zeros.
+    ///
+    /// # Errors
+    /// What madvise(2) or fallocate(2) answer.
     pub fn release(&self, offset: usize, len: usize) -> io::Result<()> {
         assert!(offset + len <= self.len);
+        if let Some(file) = &self.shared {
+            // MADV_REMOVE would do the same, but not where memory is locked.
+            return super::file::punch_hole(file, offset as u64, len as u64)
+                .map(drop)
+                .map_err(io::Error::from_raw_os_error);
+        }
         // SAFETY: the range lies inside this mapping, which is private and anonymous.
         let start = unsafe { self.start.as_ptr().add(offset) };
         // SAFETY: as above; the pages then read as zeros, which callers expect.

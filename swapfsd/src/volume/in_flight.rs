@@ -57,8 +57,8 @@ impl Range {
 
 #[derive(Debug)]
 struct State {
-    /// Under way, in no order.
-    active: Vec<(u32, Range)>,
+    /// Under way, in no order: ticket, the number of its coming, range.
+    active: Vec<(u32, u64, Range)>,
     /// Waiting, in the order of their coming, with the number that each was given.
     waiting: Vec<(u64, Range)>,
     next_number: u64,
@@ -69,7 +69,7 @@ struct State {
 impl State {
     /// Nothing under way, and nobody who waits since before `number`, is in the way of `range`.
     fn may_enter(&self, number: u64, range: &Range) -> bool {
-        !self.active.iter().any(|(_, other)| range.meets(other))
+        !self.active.iter().any(|(.., other)| range.meets(other))
             && !self.waiting.iter().any(|(other, earlier)| *other < number && range.meets(earlier))
     }
 }
@@ -108,6 +108,12 @@ impl InFlight {
         self.ended_total.load(Ordering::Relaxed)
     }
 
+    /// The number of the oldest request under way: as long as it stays the same, that request is
+    /// not done.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.state.lock().active.iter().map(|(_, number, _)| *number).min()
+    }
+
     /// Waits until no request that must not meet this one is under way, then enters it.
     pub(super) fn begin(
         &self,
@@ -131,7 +137,7 @@ impl InFlight {
             self.ended.notify_all();
         }
         let ticket = state.free.pop().unwrap_or_else(|| unreachable!("checked under the lock"));
-        state.active.push((ticket, range));
+        state.active.push((ticket, number, range));
         state.pending[ticket as usize] = pending;
         self.count.store(state.active.len(), Ordering::Relaxed);
         Ticket(ticket)
@@ -140,7 +146,7 @@ impl InFlight {
     /// The request is done; answers what it left here.
     pub(super) fn end(&self, ticket: Ticket) -> Option<Pending> {
         let mut state = self.state.lock();
-        let position = state.active.iter().position(|(active, _)| *active == ticket.0)?;
+        let position = state.active.iter().position(|(active, ..)| *active == ticket.0)?;
         state.active.swap_remove(position);
         self.ended_total.fetch_add(1, Ordering::Relaxed);
         state.free.push(ticket.0);

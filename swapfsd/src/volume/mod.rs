@@ -43,26 +43,58 @@ struct Span {
 }
 
 impl Volume {
-    /// A volume of `header.slot_count` slots on `backend`. Where that starts empty, `header` is
-    /// written to slot 0.
+    /// A volume of `header.slot_count` slots on `backend`, ready to serve. Where the back end
+    /// starts empty, `header` is written to slot 0.
     ///
     /// # Errors
-    /// If the header can't be written.
+    /// If the back end can't be activated, or the header not be written.
     pub fn new(
         backend: Arc<dyn Backend>,
         buffers: BufferPool,
         header: &SwapHeader,
     ) -> Result<Arc<Volume>> {
-        if backend.at_start() == AtStart::Empty {
-            backend.write(0, &header.encode())?;
-        }
-        Ok(Arc::new(Volume {
+        let volume = Volume::standby(backend, buffers, header.slot_count);
+        volume.activate(Some(header))?;
+        Ok(volume)
+    }
+
+    /// A volume that does not serve yet, and touches nothing: see [`Volume::activate`].
+    #[must_use]
+    pub fn standby(backend: Arc<dyn Backend>, buffers: BufferPool, slot_count: u64) -> Arc<Volume> {
+        Arc::new(Volume {
             backend,
             buffers,
-            slot_count: header.slot_count,
+            slot_count,
             in_flight: InFlight::new(),
             stats: Stats::default(),
-        }))
+        })
+    }
+
+    /// Serves from now on; once, before the first request. `header` is for slot 0 of a volume
+    /// that starts empty; `None` where a predecessor's volume is taken over, which has one.
+    ///
+    /// # Errors
+    /// If the back end can't be activated, or the header not be written.
+    pub fn activate(&self, header: Option<&SwapHeader>) -> Result<()> {
+        self.backend.activate().map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            Error::from_os(Operation::Flush, 0, errno)
+        })?;
+        match (self.backend.at_start(), header) {
+            (AtStart::Empty, Some(header)) => self.backend.write(0, &header.encode()),
+            _ => Ok(()),
+        }
+    }
+
+    /// While it waits to be activated: see [`Backend::warm`].
+    pub fn warm(&self) {
+        self.backend.warm();
+    }
+
+    /// A number that stands for the oldest request under way, if there is any.
+    #[must_use]
+    pub fn oldest_request(&self) -> Option<u64> {
+        self.in_flight.oldest()
     }
 
     /// Size in bytes.

@@ -14,7 +14,7 @@ fn volume_on(backend: Arc<dyn Backend>, slot_count: u64) -> Arc<Volume> {
 }
 
 fn ram_volume(slot_count: u64) -> Arc<Volume> {
-    volume_on(Arc::new(Ram::new(slot_count).unwrap()), slot_count)
+    volume_on(Arc::new(Ram::new(slot_count, &crate::held::Held::private()).unwrap()), slot_count)
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn nothing_behind_the_end_is_touched() {
 #[test]
 fn errors_are_counted_by_operation() {
     let plan = FaultPlan { rules: fault::parse("read:EIO:1+discard:ENOSPC:1").unwrap(), seed: 1 };
-    let faulty = Fault::new(Arc::new(Ram::new(16).unwrap()), plan);
+    let faulty = Fault::new(Arc::new(Ram::new(16, &crate::held::Held::private()).unwrap()), plan);
     let volume = volume_on(Arc::new(faulty), 16);
     assert_eq!(volume.read(0, &mut [0; PAGE_LEN]).unwrap_err().kind, ErrorKind::Io);
     assert_eq!(volume.discard(4096, 4096).unwrap_err().kind, ErrorKind::NoSpace);
@@ -97,6 +97,10 @@ impl Backend for Held {
     fn flush(&self) -> Result<()> {
         Ok(())
     }
+    fn activate(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
     fn at_start(&self) -> AtStart {
         AtStart::Empty
     }
@@ -130,7 +134,7 @@ impl CompletionSink for Told {
 
 fn held_volume() -> (Arc<Held>, Arc<Volume>, Arc<Told>) {
     let held = Arc::new(Held {
-        inner: Ram::new(16).unwrap(),
+        inner: Ram::new(16, &crate::held::Held::private()).unwrap(),
         held: crate::sync::Mutex::default(),
         discards: AtomicU64::new(0),
     });

@@ -3,6 +3,8 @@
 use super::checksum::ChecksumTable;
 use super::pace::Pace;
 use crate::buffer::{BufferPool, LARGE_BYTES};
+use crate::control::InDevice;
+use crate::crash::{self, Point};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::sys::file::{self, Discarded};
 use std::fs::File;
@@ -53,6 +55,7 @@ impl Device {
 
     fn read_aligned(&self, first: u64, pages: &mut [u8]) -> Result<()> {
         let started = Instant::now();
+        let _in_device = InDevice::enter();
         file::read_all_at(&self.file, pages, self.offset_of(first))
             .map_err(|errno| Error::from_os(Operation::Read, first, errno))?;
         self.pace.record(pages.len(), started.elapsed());
@@ -60,6 +63,20 @@ impl Device {
     }
 
     pub(super) fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
+        self.begin(first, (pages.len() / PAGE_LEN) as u64);
+        match self.write_pages(first, pages) {
+            Ok(()) => {
+                self.record(first, pages);
+                Ok(())
+            }
+            Err(error) => {
+                self.call_off(first, (pages.len() / PAGE_LEN) as u64);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_pages(&self, first: u64, pages: &[u8]) -> Result<()> {
         if is_aligned(pages) {
             self.write_aligned(first, pages)?;
         } else {
@@ -72,20 +89,36 @@ impl Device {
                 self.write_aligned(slot, &buffer)?;
             }
         }
-        self.record(first, pages);
         Ok(())
     }
 
     fn write_aligned(&self, first: u64, pages: &[u8]) -> Result<()> {
         let started = Instant::now();
+        let _in_device = InDevice::enter();
         file::write_all_at(&self.file, pages, self.offset_of(first))
             .map_err(|errno| Error::from_os(Operation::Write, first, errno))?;
         self.pace.record(pages.len(), started.elapsed());
         Ok(())
     }
 
+    /// The slots are about to change; [`Device::record`] or [`Device::call_off`] ends that.
+    pub(super) fn begin(&self, first: u64, count: u64) {
+        if let Some(checksums) = &self.checksums {
+            checksums.begin(first, count);
+        }
+        crash::pass(Point::LinearMarked);
+    }
+
+    /// The slots did not change, or not all of them.
+    pub(super) fn call_off(&self, first: u64, count: u64) {
+        if let Some(checksums) = &self.checksums {
+            checksums.call_off(first, count);
+        }
+    }
+
     /// Remembers what is now on the device.
     pub(super) fn record(&self, first: u64, pages: &[u8]) {
+        crash::pass(Point::LinearWritten);
         if let Some(checksums) = &self.checksums {
             checksums.record(first, pages);
         }
@@ -106,8 +139,15 @@ impl Device {
 
     pub(super) fn discard(&self, first: u64, count: u64) -> Result<()> {
         let length = count * PAGE_BYTES;
-        match file::punch_hole(&self.file, self.offset_of(first), length) {
+        self.begin(first, count);
+        let _in_device = InDevice::enter();
+        let outcome = file::punch_hole(&self.file, self.offset_of(first), length);
+        if outcome != Ok(Discarded::Yes) {
+            self.call_off(first, count);
+        }
+        match outcome {
             Ok(Discarded::Yes) => {
+                crash::pass(Point::LinearDiscarded);
                 if let Some(checksums) = &self.checksums {
                     checksums.record_discard(first, count);
                 }
@@ -122,6 +162,7 @@ impl Device {
     }
 
     pub(super) fn flush(&self) -> Result<()> {
+        let _in_device = InDevice::enter();
         file::sync_data(&self.file).map_err(|errno| Error::from_os(Operation::Flush, 0, errno))
     }
 

@@ -17,6 +17,8 @@ mod uring;
 use super::{AsynchronousBackend, AtStart, Backend, Completion};
 use crate::buffer::{BufferPool, PageBuffer};
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::held::Held;
+use crate::sys::device as device_calls;
 use checksum::ChecksumTable;
 use device::Device;
 use pace::Pace;
@@ -46,9 +48,12 @@ impl Linear {
         superblock: &Superblock,
         options: &LinearOptions,
         buffers: BufferPool,
+        held: &Held,
     ) -> io::Result<Linear> {
-        let checksums =
-            options.checksum.then(|| ChecksumTable::new(superblock.slot_count)).transpose()?;
+        let checksums = options
+            .checksum
+            .then(|| ChecksumTable::new(superblock.slot_count, held))
+            .transpose()?;
         let device = Arc::new(Device {
             file,
             data_offset_bytes: superblock.data_offset_bytes,
@@ -87,6 +92,13 @@ impl Backend for Linear {
 
     fn at_start(&self) -> AtStart {
         AtStart::Kept
+    }
+
+    /// Waits for a predecessor's I/O. Its process has ended, but what it had given to io_uring
+    /// may still be on its way to the device, and must not land on a newer write. Each instance
+    /// locks its own open file; a request in flight keeps that file open, and so the lock.
+    fn activate(&self) -> io::Result<()> {
+        device_calls::lock_open_file(&self.device.file)
     }
 
     fn asynchronous(&self) -> Option<&dyn AsynchronousBackend> {

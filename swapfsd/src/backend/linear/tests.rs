@@ -21,7 +21,8 @@ fn linear(engine: LinearEngine, checksum: bool) -> (Linear, File, Superblock, Bu
         .unwrap();
     let buffers = BufferPool::new(16, 4).unwrap();
     let options = LinearOptions { engine, checksum, discard: true };
-    let linear = Linear::new(direct, &superblock, &options, buffers.clone()).unwrap();
+    let linear =
+        Linear::new(direct, &superblock, &options, buffers.clone(), &Held::private()).unwrap();
     (linear, file.into_file(), superblock, buffers)
 }
 

@@ -12,6 +12,7 @@
 use super::device::Device;
 use crate::backend::Completion;
 use crate::buffer::PageBuffer;
+use crate::control;
 use crate::error::{Error, Operation};
 use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::IoPath;
@@ -23,6 +24,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use swapfs_format::PAGE_LEN;
 
 /// Requests in the ring at most. The loop device has 128 in flight, FUSE 256.
 const RING_ENTRIES: u32 = 256;
@@ -194,6 +196,11 @@ impl<'a> RingThread<'a> {
                 self.free.push(index);
                 break;
             };
+            if job.operation == Operation::Write {
+                let count = (job.buffer.len() / PAGE_LEN) as u64;
+                self.shared.device.begin(job.first, count);
+            }
+            control::enter_device();
             let entry = self.entry(&job).user_data(u64::from(index));
             self.jobs[index as usize] = Some(job);
             // SAFETY: the buffer and file that the entry names are registered, and the job that
@@ -266,6 +273,7 @@ impl<'a> RingThread<'a> {
             let index = entry.user_data() as u32;
             if let Some(job) = self.jobs[index as usize].take() {
                 self.free.push(index);
+                control::leave_device();
                 finish(&self.shared.device, job, entry.result());
             }
         }
@@ -288,6 +296,9 @@ fn finish(device: &Device, mut job: Job, result: i32) {
             (rest, _) => file::read_all_at(&device.file, rest, offset),
         }
     });
+    if outcome.is_err() && job.operation == Operation::Write {
+        device.call_off(job.first, (job.buffer.len() / PAGE_LEN) as u64);
+    }
     let outcome = outcome.map_err(|errno| Error::from_os(job.operation, job.first, errno));
     let outcome = outcome.and_then(|()| match job.operation {
         Operation::Write => {

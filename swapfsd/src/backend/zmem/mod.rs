@@ -36,6 +36,7 @@ mod table;
 use super::{AtStart, Backend};
 use crate::codec::{self, Decoder, Encoded, Encoder, Encoding};
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::held::Held;
 use crate::sync::{Mutex, RwLock};
 use crate::sys::memory;
 use arena::{Arena, Role};
@@ -124,7 +125,12 @@ impl Zmem {
     ///
     /// # Errors
     /// No memory for the reserve, or no thread.
-    pub fn new(slot_count: u64, options: &ZmemOptions, threads: u32) -> io::Result<Zmem> {
+    pub fn new(
+        slot_count: u64,
+        options: &ZmemOptions,
+        threads: u32,
+        _held: &Held,
+    ) -> io::Result<Zmem> {
         let limit_bytes = options.limit_bytes.unwrap_or_else(|| default_limit(slot_count));
         let reserve_bytes = options.reserve_bytes.min(limit_bytes);
         let arena =
@@ -420,6 +426,10 @@ impl Backend for Zmem {
 
     fn at_start(&self) -> AtStart {
         AtStart::Empty
+    }
+
+    fn activate(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {

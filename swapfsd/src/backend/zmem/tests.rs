@@ -13,7 +13,7 @@ const OPTIONS: ZmemOptions = ZmemOptions {
 fn zmem(slot_count: u64, change: impl FnOnce(&mut ZmemOptions)) -> Zmem {
     let mut options = OPTIONS;
     change(&mut options);
-    Zmem::new(slot_count, &options, 2).unwrap()
+    Zmem::new(slot_count, &options, 2, &Held::private()).unwrap()
 }
 
 struct Random(u64);

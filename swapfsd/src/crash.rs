@@ -1,0 +1,110 @@
+//! Points at which a test kills the daemon: between any two steps of a publication.
+//!
+//! Whoever stores a page or moves an object passes a named point after each step that another
+//! process could see. A test arms one of them, and the process kills itself there, as SIGKILL
+//! from outside could at that very instruction; then it looks whether every page is right.
+//! Unarmed, a point is one load and a branch that is never taken.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// The points. Each back end names what stands between two of its steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Point {
+    /// `linear`: the slots' checksums are marked as changing, the device has nothing yet.
+    LinearMarked = 1,
+    /// `linear`: the device has the pages, their checksums are not recorded.
+    LinearWritten,
+    /// `linear`: a hole is punched, its checksums are not recorded.
+    LinearDiscarded,
+    /// `ram`: half of the pages are copied.
+    RamHalf,
+    /// `zmem`: a segment is marked as changing and not yet populated, or not yet released.
+    ZmemSegmentChanging,
+    /// `zmem`: a segment's memory is populated or released, and its state not yet said.
+    ZmemSegmentChanged,
+    /// `zmem`: a segment was taken, nothing is in it.
+    ZmemSegmentTaken,
+    /// `zmem`: a page of the table is ready and not linked.
+    ZmemTablePage,
+    /// `zmem`: an object's bytes are stored, no entry names it.
+    ZmemStored,
+    /// `zmem`: the word beside an entry is stored, the entry not.
+    ZmemWordStored,
+    /// `zmem`: an entry is published, the old object not freed.
+    ZmemPublished,
+    /// `zmem`: some of the slots of a discard are absent.
+    ZmemDiscarding,
+    /// `zmem`: the compactor has copied an object, and not published it.
+    ZmemMoved,
+    /// `zmem`: the compactor has published an object's new place.
+    ZmemMovePublished,
+    /// `zmem`: a recompressed object is stored and not published.
+    ZmemRecompressed,
+    /// `zmem`: a record of the index of identical pages was changed.
+    ZmemIndexed,
+}
+
+impl Point {
+    /// All of them.
+    pub const ALL: [Point; 16] = [
+        Point::LinearMarked,
+        Point::LinearWritten,
+        Point::LinearDiscarded,
+        Point::RamHalf,
+        Point::ZmemSegmentChanging,
+        Point::ZmemSegmentChanged,
+        Point::ZmemSegmentTaken,
+        Point::ZmemTablePage,
+        Point::ZmemStored,
+        Point::ZmemWordStored,
+        Point::ZmemPublished,
+        Point::ZmemDiscarding,
+        Point::ZmemMoved,
+        Point::ZmemMovePublished,
+        Point::ZmemRecompressed,
+        Point::ZmemIndexed,
+    ];
+
+    /// The name that [`arm_from_environment`] takes: as it stands in the source.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// The armed point; 0: none.
+static ARMED: AtomicU32 = AtomicU32::new(0);
+/// Times that it is still to be passed.
+static LEFT: AtomicU64 = AtomicU64::new(0);
+
+/// Passes a point: the process ends here if a test wants it to.
+#[inline]
+pub fn pass(point: Point) {
+    if ARMED.load(Ordering::Relaxed) == point as u32 {
+        passed();
+    }
+}
+
+#[cold]
+fn passed() {
+    if LEFT.fetch_sub(1, Ordering::Relaxed) == 1 {
+        crate::sys::process::kill_self();
+    }
+}
+
+/// The process is killed when `point` is passed for the `count`-th time from now on.
+pub fn arm(point: Point, count: u64) {
+    LEFT.store(count.max(1), Ordering::Relaxed);
+    ARMED.store(point as u32, Ordering::Relaxed);
+}
+
+/// Arms the point that the environment variable `SWAPFS_KILL_AT` names, as `NAME:COUNT`.
+pub fn arm_from_environment() {
+    let Ok(text) = std::env::var("SWAPFS_KILL_AT") else { return };
+    let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
+    let point = Point::ALL.into_iter().find(|point| point.name() == name);
+    if let (Some(point), Ok(count)) = (point, count.parse()) {
+        arm(point, count);
+    }
+}
