@@ -55,6 +55,22 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
                for memory: the kernel does not see that such an area is full, and tries for ever",
     },
     OptionSpec {
+        key: "supervisor",
+        kind: ValueKind::Switch,
+        default: "on",
+        per_mount: true,
+        help: "have a second process hold the pages and the connection to the kernel, so that \
+               nothing is lost when the one that serves dies (needs Linux 6.9)",
+    },
+    OptionSpec {
+        key: "watchdog",
+        kind: ValueKind::Integer { min: 0, max: 3600 },
+        default: "20",
+        per_mount: true,
+        help: "seconds without an answer after which the process that serves is replaced; a slow \
+               device is no reason; 0: never",
+    },
+    OptionSpec {
         key: "fault",
         kind: ValueKind::Faults,
         default: "",
@@ -247,6 +263,10 @@ pub struct CommonOptions {
     pub realtime: bool,
     /// `oom-when-full=`
     pub oom_when_full: bool,
+    /// `supervisor=`
+    pub supervisor: bool,
+    /// `watchdog=`; zero: never.
+    pub watchdog: Duration,
     /// `fault=` and `fault-seed=`
     pub faults: FaultPlan,
     /// `delay=`
@@ -316,6 +336,8 @@ impl TypeSpec {
             awake: Duration::from_millis(set.integer("awake-ms").unwrap_or(0)),
             realtime: set.switch("realtime"),
             oom_when_full: set.switch("oom-when-full"),
+            supervisor: set.switch("supervisor"),
+            watchdog: Duration::from_secs(set.integer("watchdog").unwrap_or(20)),
             faults: FaultPlan {
                 rules: set.faults("fault"),
                 seed: set.integer("fault-seed").unwrap_or(1),

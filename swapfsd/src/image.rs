@@ -174,6 +174,14 @@ impl Image {
         }
     }
 
+    /// An image that another process has opened, and locked if need be; it keeps the lock.
+    ///
+    /// # Errors
+    /// If it is no file or block device.
+    pub fn from_open(path: &Path, file: File) -> Result<Image, ImageError> {
+        Image::identify(path, file, Access::ReadWrite)
+    }
+
     fn open_with(path: &Path, access: Access, flags: i32) -> Result<Image, ImageError> {
         let error = |kind, source| ImageError { path: path.to_owned(), kind, source };
         let opened = File::options()
@@ -191,6 +199,11 @@ impl Image {
             };
             error(kind, Some(source))
         })?;
+        Image::identify(path, file, access)
+    }
+
+    fn identify(path: &Path, file: File, access: Access) -> Result<Image, ImageError> {
+        let error = |kind, source| ImageError { path: path.to_owned(), kind, source };
         let meta = file.metadata().map_err(|source| error(ImageErrorKind::Io, Some(source)))?;
         let (kind, bytes) = if meta.is_file() {
             (ImageKind::File, Ok(meta.len()))

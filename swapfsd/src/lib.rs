@@ -26,6 +26,7 @@ pub mod overfull;
 pub mod protect;
 pub mod reserve;
 pub mod stats;
+pub mod supervisor;
 pub mod sync;
 pub mod sys;
 pub mod volume;

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 const QUEUE_LINES: usize = 256;
 const LINE_BYTES: usize = 480;
@@ -122,6 +123,70 @@ pub fn start(target: LogTarget) {
     }
 }
 
+/// Logging of a process that must not have a second thread: each line is formatted on the stack
+/// and written at once, or dropped where that would have to wait.
+struct DirectLogger {
+    target: LogTarget,
+    file: Option<File>,
+}
+
+impl Log for DirectLogger {
+    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        use std::os::fd::AsRawFd;
+        let mut line = Line { level: record.level(), len: 0, bytes: [0; LINE_BYTES] };
+        let pid = std::process::id();
+        let _ = match self.target {
+            LogTarget::KernelLog => {
+                write!(line, "<{}>swapfsd[{pid}]: ", kernel_priority(record.level()))
+            }
+            LogTarget::StandardError => write!(line, "[{} swapfsd] ", record.level()),
+        };
+        if let (LogTarget::KernelLog, Some(subject)) = (self.target, SUBJECT.get()) {
+            let _ = write!(line, "{subject}: ");
+        }
+        let _ = line.write_fmt(*record.args());
+        line.len = line.len.min(LINE_BYTES - 1);
+        let _ = line.write_str("\n");
+        let text = &line.bytes[..line.len];
+        match &self.file {
+            Some(file) => drop((&*file).write_all(text)),
+            // A pipe whose reader is swapped out must not make us wait for swap.
+            None if crate::sys::spawn::is_writable(std::io::stderr().as_raw_fd()) => {
+                drop(std::io::stderr().write_all(text));
+            }
+            None => {}
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts logging without a thread: for the supervisor. Lines of level info and above.
+pub fn start_direct(target: LogTarget) {
+    static DIRECT: OnceLock<DirectLogger> = OnceLock::new();
+    let file = match target {
+        LogTarget::KernelLog => File::options().write(true).open("/dev/kmsg").ok(),
+        LogTarget::StandardError => None,
+    };
+    if log::set_logger(DIRECT.get_or_init(|| DirectLogger { target, file })).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}
+
+/// The kernel's number for a level.
+fn kernel_priority(level: log::Level) -> u8 {
+    match level {
+        log::Level::Error => 3,
+        log::Level::Warn => 4,
+        log::Level::Info => 6,
+        _ => 7,
+    }
+}
+
 /// Names what the lines are about from now on. A second call changes nothing.
 pub fn set_subject(subject: &str) {
     drop(SUBJECT.set(subject.to_owned()));
@@ -131,6 +196,16 @@ pub fn set_subject(subject: &str) {
 pub fn flush() {
     if let Some(logger) = LOGGER.get() {
         logger.flush();
+    }
+}
+
+/// As [`flush`], for `at_most`: for a process that is about to die.
+pub fn flush_for(at_most: Duration) {
+    let Some(logger) = LOGGER.get() else { return };
+    let deadline = Instant::now() + at_most;
+    let mut queue = logger.queue.lock();
+    while (queue.writing || !queue.lines.is_empty()) && Instant::now() < deadline {
+        queue = logger.drained.wait_timeout(queue, Duration::from_millis(10));
     }
 }
 
@@ -162,12 +237,7 @@ fn write_out(logger: &'static QueueLogger) {
         match &mut kernel_log {
             // The kernel takes one message for each write.
             Some(file) => {
-                let priority = match line.level {
-                    log::Level::Error => 3,
-                    log::Level::Warn => 4,
-                    log::Level::Info => 6,
-                    _ => 7,
-                };
+                let priority = kernel_priority(line.level);
                 let subject = SUBJECT.get().map_or(String::new(), |subject| format!("{subject}: "));
                 let (pid, text) = (std::process::id(), line.text());
                 let text = format!("<{priority}>swapfsd[{pid}]: {subject}{text}\n");

@@ -25,10 +25,34 @@ pub struct Protection {
     pub realtime: bool,
 }
 
+/// What the names of the daemon's cgroups start with.
+const CGROUP_PREFIX: &str = "swapfsd-";
+
 /// A cgroup that was made for the daemon; removed when dropped.
 #[derive(Debug)]
 pub struct OwnCgroup {
     path: PathBuf,
+}
+
+/// Sets what a process does not inherit, in a worker whose supervisor has said what is missing.
+#[must_use]
+pub fn protect_worker(realtime: bool) -> Protection {
+    Protection {
+        swap_free_cgroup: matches!(enter_swap_free_cgroup(), Ok(None)),
+        io_flusher: process::set_io_flusher().is_ok(),
+        oom_protected: fs::write("/proc/self/oom_score_adj", "-1000").is_ok(),
+        memory_locked: memory::lock_all_on_fault().is_ok(),
+        realtime: realtime && process::set_realtime().is_ok(),
+    }
+}
+
+/// The cgroup that a supervisor which has died had made: it is this process's to remove now.
+#[must_use]
+pub fn inherited_cgroup() -> Option<OwnCgroup> {
+    let root = cgroup2_root(&fs::read_to_string("/proc/self/mounts").ok()?)?;
+    let path = own_cgroup(&root)?;
+    let ours = path.file_name()?.to_str()?.starts_with(CGROUP_PREFIX);
+    ours.then_some(OwnCgroup { path })
 }
 
 /// Sets everything that is inherited by threads: call before there are any. `realtime=off` leaves
@@ -102,7 +126,7 @@ fn enter_swap_free_cgroup() -> Result<Option<OwnCgroup>, String> {
     let describe = |what: &str, error: io::Error| format!("{what}: {error}");
     fs::write(root.join("cgroup.subtree_control"), "+memory")
         .map_err(|error| describe("cgroup.subtree_control", error))?;
-    let path = root.join(format!("swapfsd-{}", std::process::id()));
+    let path = root.join(format!("{CGROUP_PREFIX}{}", std::process::id()));
     fs::create_dir(&path).map_err(|error| describe(&path.display().to_string(), error))?;
     let cgroup = OwnCgroup { path };
     fs::write(cgroup.path.join("memory.swap.max"), "0")

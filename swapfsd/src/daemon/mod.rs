@@ -1,12 +1,20 @@
 //! The program: command line, start, readiness, and the way out.
 
+mod guarded;
+mod open;
 mod ready;
 mod serve;
+mod worker;
 
+use crate::logging::{self, LogTarget};
+use crate::sys::process::{self, Forked};
 use clap::Parser;
+use open::open_volume;
+use ready::{Readiness, wait_for_child};
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What the command line says.
@@ -25,6 +33,12 @@ struct Arguments {
     /// Stay in the foreground and log to standard error
     #[arg(short = 'f', long)]
     foreground: bool,
+    /// Serve what the supervisor at this descriptor hands over
+    #[arg(long, hide = true, value_name = "DESCRIPTOR")]
+    worker: Option<i32>,
+    /// Hold what the worker, or the supervisor before, at this descriptor hands over
+    #[arg(long, hide = true, value_name = "DESCRIPTOR")]
+    supervise: Option<i32>,
     /// The image or block device that mkswapfs formatted
     image: PathBuf,
     /// An empty directory
@@ -61,17 +75,97 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    let outcome = if arguments.foreground {
-        serve::foreground(&arguments)
-    } else {
-        serve::background(&arguments)
+    let outcome = match (arguments.worker, arguments.supervise) {
+        (Some(link), _) => worker::run(&arguments, link),
+        (None, Some(link)) => guarded::resume(&arguments, link),
+        (None, None) if arguments.foreground => start(&arguments, Readiness::Foreground),
+        (None, None) => background(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            crate::logging::flush();
+            logging::flush();
             eprintln!("swapfsd: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Stacks of the daemon's threads: they are populated and locked whole.
+const THREAD_STACK_BYTES: &str = "524288";
+
+impl Arguments {
+    fn log_target(&self) -> LogTarget {
+        if self.foreground { LogTarget::StandardError } else { LogTarget::KernelLog }
+    }
+
+    /// The command line of a process that works for the same mount: its name, an option, and
+    /// this command line with paths that are good anywhere.
+    fn derived(
+        &self,
+        name: &str,
+        option: Option<&str>,
+        image: &Path,
+        mount: &Path,
+    ) -> Vec<Vec<u8>> {
+        let mut words = vec![name.as_bytes().to_vec()];
+        words.extend(option.map(|option| option.as_bytes().to_vec()));
+        if self.foreground {
+            words.push(b"--foreground".to_vec());
+        }
+        if !self.options.is_empty() {
+            words.push(b"-o".to_vec());
+            words.push(self.options.join(",").into_bytes());
+        }
+        words.push(image.as_os_str().as_bytes().to_vec());
+        words.push(mount.as_os_str().as_bytes().to_vec());
+        words
+    }
+}
+
+fn background(arguments: &Arguments) -> Result<(), StartError> {
+    let system = |error| StartError::new("going into the background", error);
+    match process::fork_with_pipe().map_err(system)? {
+        Forked::Parent(pipe, _) => wait_for_child(pipe),
+        Forked::Child(pipe) => {
+            let readiness = Readiness::Pipe(pipe);
+            match process::detach_standard_streams() {
+                Ok(()) => start(arguments, readiness),
+                Err(error) => readiness.failed(system(error)),
+            }
+        }
+    }
+}
+
+/// Starts logging with a thread; not for a supervisor.
+fn start_logging(target: LogTarget) {
+    // Inherited by the thread of the log. Should it fail, `protect` says so when there is a log.
+    drop(process::set_io_flusher());
+    logging::start(target);
+}
+
+/// Mounts: with a supervisor if it can be had and is wanted.
+fn start(arguments: &Arguments, readiness: Readiness) -> Result<(), StartError> {
+    if !process::is_root() {
+        let error = StartError::new("not root", "mounting needs root: try again with sudo");
+        return readiness.failed(error);
+    }
+    let opened = match open_volume(arguments) {
+        Ok(opened) => opened,
+        Err(error) => return readiness.failed(error),
+    };
+    logging::set_subject(&opened.image.path().display().to_string());
+    match guarded::files_to_hold(&opened) {
+        Ok(files) => {
+            logging::start_direct(arguments.log_target());
+            guarded::run(arguments, opened, files, readiness)
+        }
+        Err(why) => {
+            start_logging(arguments.log_target());
+            if opened.options.common.supervisor {
+                log::warn!("no supervisor: {why}: if the daemon dies, what it holds is lost");
+            }
+            serve::run(arguments, opened, why, readiness)
         }
     }
 }

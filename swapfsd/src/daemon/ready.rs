@@ -1,9 +1,9 @@
 //! Telling whoever started the daemon that it serves, or why it does not.
 
 use super::StartError;
+use crate::supervisor::store;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixDatagram;
 
 /// What the child writes when all is well; anything else is the text of an error.
 const READY: &[u8] = b"ready";
@@ -15,13 +15,17 @@ pub(super) enum Readiness {
     Pipe(File),
     /// To nobody but a service manager, if there is one.
     Foreground,
+    /// To nobody: it has served all the time.
+    Nobody,
 }
 
 impl Readiness {
     /// The mount serves.
     pub(super) fn ready(&mut self) {
-        if let Readiness::Pipe(pipe) = self {
-            drop(pipe.write_all(READY));
+        match self {
+            Readiness::Pipe(pipe) => drop(pipe.write_all(READY)),
+            Readiness::Foreground => {}
+            Readiness::Nobody => return,
         }
         if let Err(error) = notify_service_manager() {
             log::warn!("sd_notify: {error}");
@@ -35,7 +39,7 @@ impl Readiness {
                 drop(pipe.write_all(error.to_string().as_bytes()));
                 Ok(())
             }
-            Readiness::Foreground => Err(error),
+            Readiness::Foreground | Readiness::Nobody => Err(error),
         }
     }
 }
@@ -61,14 +65,6 @@ pub(super) fn wait_for_child(mut pipe: File) -> Result<(), StartError> {
 
 /// The protocol of sd_notify(3): one datagram to the socket that the environment names.
 fn notify_service_manager() -> std::io::Result<()> {
-    use std::os::linux::net::SocketAddrExt;
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let socket = UnixDatagram::unbound()?;
     let message = format!("READY=1\nMAINPID={}\n", std::process::id());
-    let bytes = name.as_encoded_bytes();
-    let address = match bytes.strip_prefix(b"@") {
-        Some(abstract_name) => std::os::unix::net::SocketAddr::from_abstract_name(abstract_name)?,
-        None => std::os::unix::net::SocketAddr::from_pathname(&name)?,
-    };
-    socket.send_to_addr(message.as_bytes(), &address).map(drop)
+    store::notify(&message, &[]).map(drop)
 }

@@ -1,62 +1,38 @@
-//! From an image to a mount that serves, and down again.
+//! A mount that is served by this process alone, without a supervisor; and what every process that
+//! serves does.
 
-use super::ready::{Readiness, wait_for_child};
-use super::{Arguments, StartError};
+use super::open::{Opened, check_mountpoint, open_fuse_device};
+use super::ready::Readiness;
+use super::{Arguments, StartError, THREAD_STACK_BYTES};
 use crate::awake::Awake;
 use crate::backend::registry;
 use crate::buffer::BufferPool;
 use crate::fuse::{Adapter, Connection};
 use crate::held::Held;
-use crate::image::{Access, Image};
-use crate::logging::{self, LogTarget};
+use crate::image::Image;
+use crate::logging;
 use crate::overfull::Overfull;
 use crate::protect::{self, OwnCgroup, Protection};
 use crate::reserve::Reserve;
 use crate::stats::json::Identity;
-use crate::sys::process::Forked;
-use crate::sys::{memory, mount, process};
+use crate::sys::{memory, mount};
 use crate::volume::Volume;
 use log::{error, info, warn};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
-use swapfs_format::superblock::Superblock;
 use swapfs_format::types::TypedOptions;
 
-/// Stacks of the daemon's threads: they are populated and locked whole.
-const THREAD_STACK_BYTES: &str = "524288";
-
-pub(super) fn foreground(arguments: &Arguments) -> Result<(), StartError> {
-    start_logging(LogTarget::StandardError);
-    run(arguments, Readiness::Foreground)
-}
-
-pub(super) fn background(arguments: &Arguments) -> Result<(), StartError> {
-    let system = |error| StartError::new("going into the background", error);
-    match process::fork_with_pipe().map_err(system)? {
-        Forked::Parent(pipe, _) => wait_for_child(pipe),
-        Forked::Child(pipe) => {
-            let readiness = Readiness::Pipe(pipe);
-            start_logging(LogTarget::KernelLog);
-            match process::detach_standard_streams() {
-                Ok(()) => run(arguments, readiness),
-                Err(error) => readiness.failed(system(error)),
-            }
-        }
-    }
-}
-
-fn start_logging(target: LogTarget) {
-    // Inherited by the thread of the log. Should it fail, `protect` says so when there is a log.
-    drop(process::set_io_flusher());
-    logging::start(target);
-}
-
-fn run(arguments: &Arguments, readiness: Readiness) -> Result<(), StartError> {
-    let mounted = match Mounted::new(arguments) {
+/// Mounts and serves, all in this process: if it dies, the volume is lost.
+pub(super) fn run(
+    arguments: &Arguments,
+    opened: Opened,
+    unguarded_why: String,
+    readiness: Readiness,
+) -> Result<(), StartError> {
+    let mounted = match Mounted::new(arguments, opened, unguarded_why) {
         Ok(mounted) => mounted,
         Err(error) => {
             logging::flush();
@@ -81,17 +57,17 @@ struct Mounted {
 }
 
 impl Mounted {
-    fn new(arguments: &Arguments) -> Result<Mounted, StartError> {
-        if !process::is_root() {
-            return Err(StartError::new("not root", "mounting needs root: try again with sudo"));
-        }
+    fn new(
+        arguments: &Arguments,
+        opened: Opened,
+        unguarded_why: String,
+    ) -> Result<Mounted, StartError> {
         let mountpoint = check_mountpoint(&arguments.mountpoint)?;
         let device = open_fuse_device()?;
         // Asked for by std when it makes the first thread with a stack of the default size.
         // SAFETY: only the logging thread runs beside this one, and it reads no environment.
         unsafe { std::env::set_var("RUST_MIN_STACK", THREAD_STACK_BYTES) };
-        let Opened { image, superblock, options, text } = open_volume(arguments)?;
-        logging::set_subject(&image.path().display().to_string());
+        let Opened { image, superblock, options, text } = opened;
         let (protection, cgroup) = protect::protect_process(options.common.realtime);
         let resources = registry::resources(&options);
         let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
@@ -107,13 +83,11 @@ impl Mounted {
             label: superblock.label.clone(),
             options: text,
             threads: resources.threads,
-            mounted: Instant::now(),
+            mounted_ns: crate::sys::spawn::boot_time_ns(),
+            unguarded_why,
             protection,
         });
-        let awake = match options.common.awake {
-            awake if awake.is_zero() => None,
-            awake => Some(Awake::new(awake).map_err(|error| StartError::new("awake-ms", error))?),
-        };
+        let awake = awake_of(&options)?;
         let adapter = Adapter::new(Arc::clone(&volume), identity, awake);
         mount::mount_fuse(&device, image.path(), &mountpoint).map_err(|error| {
             StartError::new(format_args!("mount on {}", mountpoint.display()), error)
@@ -177,19 +151,29 @@ impl Mounted {
     }
 }
 
+/// What `awake-ms=` asks for.
+pub(super) fn awake_of(options: &TypedOptions) -> Result<Option<Awake>, StartError> {
+    let awake = options.common.awake;
+    let made = (!awake.is_zero()).then(|| Awake::new(awake)).transpose();
+    made.map_err(|error| StartError::new("awake-ms", error))
+}
+
 impl Mounted {
     /// Not where the killer could take the daemon itself.
     fn watch_for_full(&self) -> Option<Overfull> {
-        if !self.oom_when_full || !self.protection.oom_protected {
-            return None;
-        }
-        Overfull::start(Arc::clone(&self.volume))
-            .inspect_err(|error| warn!("oom-when-full: {error}: a full swap area may go unseen"))
-            .ok()
+        let wanted = self.oom_when_full && self.protection.oom_protected;
+        wanted.then(|| watch_for_full(&self.volume)).flatten()
     }
 }
 
-fn spawn<T: Send + 'static>(
+/// Asks for the OOM killer where nobody else would, see [`Overfull`].
+pub(super) fn watch_for_full(volume: &Arc<Volume>) -> Option<Overfull> {
+    Overfull::start(Arc::clone(volume))
+        .inspect_err(|error| warn!("oom-when-full: {error}: a full swap area may go unseen"))
+        .ok()
+}
+
+pub(super) fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<std::thread::JoinHandle<T>, StartError> {
@@ -200,14 +184,15 @@ fn spawn<T: Send + 'static>(
 }
 
 /// With everything locked on fault, what is touched now never faults again.
-fn populate() {
+pub(super) fn populate() {
     match memory::populate_own_memory() {
-        Ok(bytes) => info!("{} of own memory populated", swapfs_format::size::human(bytes as u64)),
+        Ok(bytes) => log::debug!("{} of own memory populated", swapfs_format::size::human(bytes as u64)),
         Err(error) => warn!("own memory could not be populated: {error}"),
     }
 }
 
-fn stop_on_signal(mut signals: Signals, mountpoint: &Path) {
+/// Unmounts when asked to end, unless the volume is in use.
+pub(super) fn stop_on_signal(mut signals: Signals, mountpoint: &Path) {
     for signal in signals.forever() {
         let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
         match mount::unmount(mountpoint) {
@@ -220,57 +205,4 @@ fn stop_on_signal(mut signals: Signals, mountpoint: &Path) {
             Err(error) => warn!("{name}: unmounting {}: {error}", mountpoint.display()),
         }
     }
-}
-
-/// An image that may be mounted, and how.
-struct Opened {
-    image: Image,
-    superblock: Superblock,
-    options: TypedOptions,
-    /// The options as text.
-    text: String,
-}
-
-fn open_volume(arguments: &Arguments) -> Result<Opened, StartError> {
-    let path = fs::canonicalize(&arguments.image)
-        .map_err(|error| StartError::new(arguments.image.display(), error))?;
-    let image = Image::open_exclusive(&path, Access::ReadWrite).map_err(described)?;
-    let superblock = image.load().map_err(described)?;
-    let spec = superblock.type_spec().ok_or_else(|| {
-        let why = format!("the types are {}", swapfs_format::types::known_names());
-        StartError::new(format_args!("unknown type '{}'", superblock.type_name), why)
-    })?;
-    let (options, text) = spec
-        .mount_options(&superblock.options, &arguments.options.join(","))
-        .map_err(|error| StartError::new(path.display(), error))?;
-    if !superblock.is_ghost() && image.is_on_tmpfs() {
-        return Err(StartError::new(
-            path.display(),
-            "the image is on tmpfs, whose pages are themselves swapped: swapping to it deadlocks \
-             the machine. Put it on a disk",
-        ));
-    }
-    Ok(Opened { image, superblock, options, text })
-}
-
-fn described(error: crate::image::ImageError) -> StartError {
-    StartError(error.to_string())
-}
-
-fn check_mountpoint(path: &Path) -> Result<PathBuf, StartError> {
-    let fail = |why: String| StartError::new(format_args!("mount point {}", path.display()), why);
-    let canonical = fs::canonicalize(path)
-        .map_err(|error| fail(format!("{error}: make it first: mkdir -p {}", path.display())))?;
-    let mut entries = fs::read_dir(&canonical).map_err(|error| fail(error.to_string()))?;
-    match entries.next() {
-        None => Ok(canonical),
-        Some(_) => Err(fail("not empty: use an empty directory".to_owned())),
-    }
-}
-
-fn open_fuse_device() -> Result<File, StartError> {
-    const PATH: &str = "/dev/fuse";
-    File::options().read(true).write(true).open(PATH).map_err(|error| {
-        StartError::new(PATH, format_args!("{error}: is FUSE in the kernel? try: modprobe fuse"))
-    })
 }

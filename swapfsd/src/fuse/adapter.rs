@@ -6,8 +6,10 @@ use super::replies::{Owed, Replies};
 use super::status_files::{StatusFile, StatusFiles};
 use crate::awake::Awake;
 use crate::backend::{Completion, CompletionSink};
+use crate::control;
 use crate::error::{Error, ErrorKind, Operation};
 use crate::stats::json::Identity;
+use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::{IoPath, MAX_REQUEST_BYTES};
 use crate::volume::Volume;
 use fuser::{
@@ -19,7 +21,8 @@ use fuser::{
 use log::{info, warn};
 use std::ffi::OsStr;
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use swapfs_format::PAGE_BYTES;
 
@@ -44,6 +47,40 @@ pub struct Adapter {
     status_files: StatusFiles,
     awake: Option<Awake>,
     made: SystemTime,
+    muster: OnceLock<Arc<Muster>>,
+}
+
+/// A roll-call of a session's threads: each of them is sent a FORGET, and waits in it for the
+/// others. When all have come, all have started and have their buffers.
+#[derive(Debug)]
+pub struct Muster {
+    missing: Mutex<u32>,
+    changed: Condvar,
+}
+
+impl Muster {
+    fn arrive(&self) {
+        let mut missing = self.missing.lock();
+        if *missing == 0 {
+            return;
+        }
+        *missing -= 1;
+        if *missing == 0 {
+            drop(missing);
+            return self.changed.notify_all();
+        }
+        while *missing > 0 {
+            missing = self.changed.wait(missing);
+        }
+    }
+
+    /// Waits until all have come.
+    pub fn wait(&self) {
+        let mut missing = self.missing.lock();
+        while *missing > 0 {
+            missing = self.changed.wait(missing);
+        }
+    }
 }
 
 impl Adapter {
@@ -58,7 +95,15 @@ impl Adapter {
             status_files: StatusFiles::new(),
             awake,
             made: SystemTime::now(),
+            muster: OnceLock::new(),
         }
+    }
+
+    /// A roll-call of `threads` threads, to be begun by a FORGET for each.
+    #[must_use]
+    pub fn muster(&self, threads: u32) -> Arc<Muster> {
+        let muster = || Arc::new(Muster { missing: Mutex::new(threads), changed: Condvar::new() });
+        Arc::clone(self.muster.get_or_init(muster))
     }
 
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
@@ -88,6 +133,20 @@ impl Adapter {
         })
     }
 
+    /// A file that was opened before this process took over has no snapshot here: it gets one.
+    fn read_status_file(
+        &self,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        reply: ReplyData,
+    ) {
+        let file = if inode == STATS_JSON { StatusFile::Json } else { StatusFile::Metrics };
+        self.status_files.restore(handle.0, file, &self.identity, &self.volume);
+        self.status_files.read(handle.0, offset, size as usize, |bytes| reply.data(bytes));
+    }
+
     fn keep_awake(&self) {
         if let Some(awake) = &self.awake {
             awake.touch();
@@ -108,6 +167,12 @@ fn refuse(error: &Error) -> Errno {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // For a successor, whose handshake is made up.
+        if let Some(control) = control::installed() {
+            let page = control.page();
+            page.fuse_minor.store(config.kernel_abi().1, Ordering::Relaxed);
+            page.fuse_flags.store(config.capabilities().bits(), Ordering::Relaxed);
+        }
         // Without it, each worker of the loop device has one request in flight.
         if config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).is_err() {
             warn!("this kernel's FUSE has no asynchronous direct I/O: swap will be slow");
@@ -126,6 +191,12 @@ impl Filesystem for Adapter {
 
     fn destroy(&mut self) {
         info!("unmounted");
+    }
+
+    fn forget(&self, _request: &Request, _inode: INodeNo, _lookups: u64) {
+        if let Some(muster) = self.muster.get() {
+            muster.arrive();
+        }
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -215,7 +286,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         if inode != SWAP_FILE {
-            return self.status_files.read(handle.0, offset, size as usize, |b| reply.data(b));
+            return self.read_status_file(inode, handle, offset, size, reply);
         }
         let _io_path = IoPath::enter();
         self.keep_awake();

@@ -5,11 +5,14 @@
 //! [`crate::volume`] knows nothing of FUSE.
 
 mod adapter;
+pub mod adopt;
 mod errno;
 mod replies;
 mod status_files;
 
-pub use adapter::Adapter;
+pub use adapter::{Adapter, Muster};
+
+use adopt::{Negotiated, Waiting};
 
 use crate::sys::alloc::MAX_REQUEST_BYTES;
 use fuser::{Config, Session, SessionACL};
@@ -31,11 +34,21 @@ impl Connection {
     /// # Errors
     /// What reading or writing /dev/fuse answers.
     pub fn new(adapter: Adapter, device: OwnedFd, threads: u32) -> io::Result<Connection> {
-        let mut config = Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(threads as usize);
-        config.clone_fd = false;
+        let config = session_config(threads);
         Ok(Connection { session: Session::from_fd(adapter, device, SessionACL::All, config)? })
+    }
+
+    /// A connection that will be handed over by another process: its threads start and wait.
+    ///
+    /// # Errors
+    /// What socketpair(2) and the like answer.
+    pub fn waiting(
+        adapter: Adapter,
+        threads: u32,
+        negotiated: Negotiated,
+    ) -> io::Result<(Connection, Waiting)> {
+        let (session, waiting) = adopt::waiting_session(adapter, threads, negotiated)?;
+        Ok((Connection { session }, waiting))
     }
 
     /// Serves until the file system is unmounted.
@@ -45,6 +58,15 @@ impl Connection {
     pub fn serve(self) -> io::Result<()> {
         self.session.run()
     }
+}
+
+/// All threads read the same descriptor, so that a supervisor has to hold only that one.
+fn session_config(threads: u32) -> Config {
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads as usize);
+    config.clone_fd = false;
+    config
 }
 
 const _: () = assert!(MAX_REQUEST_BYTES <= 16 << 20, "fuser's buffer has room for 16 MiB");

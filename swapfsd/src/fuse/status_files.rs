@@ -25,6 +25,17 @@ struct Snapshot {
     text: Vec<u8>,
 }
 
+impl Snapshot {
+    fn take(&mut self, file: StatusFile, identity: &Identity, volume: &Volume) {
+        let report = Report::new(identity, volume);
+        self.len = match file {
+            StatusFile::Json => report.render_json(&mut self.text),
+            StatusFile::Metrics => report.render_metrics(&mut self.text),
+        };
+        self.used = true;
+    }
+}
+
 /// The snapshots.
 pub(super) struct StatusFiles {
     snapshots: Mutex<Vec<Snapshot>>,
@@ -46,14 +57,22 @@ impl StatusFiles {
     ) -> Option<u64> {
         let mut snapshots = self.snapshots.lock();
         let handle = snapshots.iter().position(|snapshot| !snapshot.used)?;
-        let snapshot = &mut snapshots[handle];
-        let report = Report::new(identity, volume);
-        snapshot.len = match file {
-            StatusFile::Json => report.render_json(&mut snapshot.text),
-            StatusFile::Metrics => report.render_metrics(&mut snapshot.text),
-        };
-        snapshot.used = true;
+        snapshots[handle].take(file, identity, volume);
         Some(handle as u64)
+    }
+
+    /// Takes a snapshot for a handle that has none: it was given out by another process.
+    pub(super) fn restore(
+        &self,
+        handle: u64,
+        file: StatusFile,
+        identity: &Identity,
+        volume: &Volume,
+    ) {
+        let mut snapshots = self.snapshots.lock();
+        if let Some(snapshot) = snapshots.get_mut(handle as usize).filter(|found| !found.used) {
+            snapshot.take(file, identity, volume);
+        }
     }
 
     /// Hands the bytes of a range to `reply`.

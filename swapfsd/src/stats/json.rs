@@ -4,13 +4,16 @@
 //! and it must not wait for memory.
 
 use super::{LATENCY_BUCKETS, SIZE_BUCKETS, Snapshot, latency_bound_us, size_bound_bytes};
+use crate::control;
 use crate::error::Operation;
 use crate::protect::Protection;
+use crate::sys::spawn;
 use crate::volume::Volume;
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeSeq, Serializer};
 use std::io::Cursor;
-use std::time::Instant;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 /// Version of the layout of `stats.json`; raised when a name changes its meaning.
 pub const VERSION: u32 = 1;
@@ -32,10 +35,20 @@ pub struct Identity {
     pub options: String,
     /// Threads that serve requests.
     pub threads: u32,
-    /// When the volume was mounted.
-    pub mounted: Instant,
+    /// When the volume was mounted, nanoseconds of CLOCK_BOOTTIME.
+    pub mounted_ns: u64,
+    /// Why no supervisor could save the volume if this process died; empty if one can.
+    pub unguarded_why: String,
     /// What protects the daemon.
     pub protection: Protection,
+}
+
+impl Identity {
+    /// Since the volume was mounted, by whichever process.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        Duration::from_nanos(spawn::boot_time_ns().saturating_sub(self.mounted_ns))
+    }
 }
 
 /// The volume's snapshot with the back end's numbers.
@@ -94,6 +107,7 @@ impl Serialize for Report<'_> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("version", &VERSION)?;
         map.serialize_entry("pid", &std::process::id())?;
+        Guard::now(identity).serialize_into(&mut map)?;
         map.serialize_entry("program", concat!("swapfsd ", env!("CARGO_PKG_VERSION")))?;
         map.serialize_entry("image", &identity.image)?;
         map.serialize_entry("type", &identity.type_name)?;
@@ -104,7 +118,7 @@ impl Serialize for Report<'_> {
         map.serialize_entry("transport", "fuse")?;
         map.serialize_entry("slot_count", &self.volume.slot_count())?;
         map.serialize_entry("volume_bytes", &self.volume.bytes())?;
-        map.serialize_entry("uptime_s", &identity.mounted.elapsed().as_secs_f64())?;
+        map.serialize_entry("uptime_s", &identity.uptime().as_secs_f64())?;
         map.serialize_entry("requests", &ByOperation(&snapshot.requests))?;
         map.serialize_entry("bytes", &ByOperation(&snapshot.bytes))?;
         let errors = Errors { by_operation: &snapshot.errors, checksum: snapshot.checksum_errors };
@@ -123,6 +137,49 @@ impl Serialize for Report<'_> {
         map.serialize_entry("log_lines_dropped", &crate::logging::lines_dropped())?;
         map.serialize_entry("backend", &Numbers(self.backend()))?;
         map.end()
+    }
+}
+
+/// Who looks after the process that serves, and what happened to its predecessors.
+struct Guard<'a> {
+    page: Option<&'a control::Page>,
+    why: &'a str,
+}
+
+impl<'a> Guard<'a> {
+    fn now(identity: &'a Identity) -> Guard<'a> {
+        let page = control::installed().map(control::Control::page);
+        let page = page.filter(|_| identity.unguarded_why.is_empty());
+        let supervised = page.is_some_and(|page| page.supervisor_pid.load(Relaxed) != 0);
+        let why = if page.is_some() && !supervised {
+            "the supervisor has died; a new one is being started"
+        } else {
+            identity.unguarded_why.as_str()
+        };
+        Guard { page, why }
+    }
+
+    fn serialize_into<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        let number = |pick: fn(&control::Page) -> u32| self.page.map_or(0, pick);
+        let pid = |pid: u32| (pid != 0).then_some(pid);
+        let milliseconds = |us: u64| (us != 0).then_some(us as f64 / 1000.0);
+        let last = self.page.map_or(0, |page| page.last_pause_us.load(Relaxed));
+        let longest = self.page.map_or(0, |page| page.longest_pause_us.load(Relaxed));
+        map.serialize_entry("worker_pid", &std::process::id())?;
+        let supervisor = pid(number(|page| page.supervisor_pid.load(Relaxed)));
+        map.serialize_entry("supervisor_pid", &supervisor)?;
+        let standby = pid(number(|page| page.standby_pid.load(Relaxed)));
+        map.serialize_entry("standby_pid", &standby)?;
+        map.serialize_entry("guarded", &self.why.is_empty())?;
+        map.serialize_entry("unguarded_why", self.why)?;
+        map.serialize_entry("takeovers", &number(|page| page.takeovers.load(Relaxed)))?;
+        map.serialize_entry("hangs", &number(|page| page.hangs.load(Relaxed)))?;
+        map.serialize_entry("upgrades", &number(|page| page.upgrades.load(Relaxed)))?;
+        map.serialize_entry("last_pause_ms", &milliseconds(last))?;
+        map.serialize_entry("longest_pause_ms", &milliseconds(longest))?;
+        let allocations = self.page.map_or(0, |page| page.supervisor_allocations.load(Relaxed));
+        map.serialize_entry("supervisor_heap_allocations", &allocations)?;
+        map.serialize_entry("handover_version", &control::HANDOVER_VERSION)
     }
 }
 

@@ -4,9 +4,12 @@ pub mod alloc;
 pub mod device;
 pub mod event;
 pub mod file;
+pub mod hold;
 pub mod memory;
 pub mod mount;
+pub mod passing;
 pub mod process;
+pub mod spawn;
 
 /// `Ok` with a non-negative result of a libc call, else the error in errno.
 pub(crate) fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {

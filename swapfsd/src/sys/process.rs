@@ -9,6 +9,14 @@ use std::os::fd::{FromRawFd, OwnedFd};
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 const PR_GET_IO_FLUSHER: libc::c_int = 58;
 
+/// Major and minor version of the running kernel; 0.0 if it does not say.
+#[must_use]
+pub fn kernel_version() -> (u32, u32) {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// Marks the calling task, and all that it starts from now on, as one that memory reclaim may
 /// depend on: its own allocations never wait for file system or block I/O.
 ///

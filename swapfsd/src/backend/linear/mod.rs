@@ -16,6 +16,7 @@ mod uring;
 
 use super::{AsynchronousBackend, AtStart, Backend, Completion};
 use crate::buffer::{BufferPool, PageBuffer};
+use crate::control::InDevice;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::held::Held;
 use crate::sys::device as device_calls;
@@ -98,6 +99,7 @@ impl Backend for Linear {
     /// may still be on its way to the device, and must not land on a newer write. Each instance
     /// locks its own open file; a request in flight keeps that file open, and so the lock.
     fn activate(&self) -> io::Result<()> {
+        let _in_device = InDevice::enter();
         device_calls::lock_open_file(&self.device.file)
     }
 

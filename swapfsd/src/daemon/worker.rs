@@ -1,0 +1,425 @@
+//! The process that serves, or waits to: everything but the supervisor.
+
+use super::open::options_of;
+use super::serve::{awake_of, populate, spawn, stop_on_signal, watch_for_full};
+use super::{Arguments, StartError, start_logging};
+use crate::backend::registry;
+use crate::buffer::BufferPool;
+use crate::control::{self, Control, HANDOVER_VERSION, Page};
+use crate::fuse::adopt::{Negotiated, Waiting};
+use crate::fuse::{Adapter, Connection};
+use crate::held::Held;
+use crate::image::Image;
+use crate::overfull::Overfull;
+use crate::protect::{self, Protection};
+use crate::reserve::Reserve;
+use crate::stats::json::Identity;
+use crate::supervisor::link::{Holdings, Kind, Link};
+use crate::sys::event::EventFd;
+use crate::sys::spawn::{self as processes, Command, Process};
+use crate::volume::Volume;
+use crate::{crash, logging};
+use log::{error, info, warn};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+use swapfs_format::superblock::Superblock;
+use swapfs_format::types::TypedOptions;
+
+/// How often a standby looks for memory that its predecessor has populated.
+const WARM: Duration = Duration::from_millis(200);
+/// How often the worker shows that it lives.
+const BEAT: Duration = Duration::from_millis(100);
+/// How long after the death of a new supervisor the next one is started, at first and at most.
+const SUPERVISOR_RETRY: Duration = Duration::from_secs(1);
+const SUPERVISOR_RETRY_MOST: Duration = Duration::from_secs(60);
+
+/// Serves, or waits to, as the supervisor behind descriptor `link` says.
+pub(super) fn run(arguments: &Arguments, link: i32) -> Result<(), StartError> {
+    processes::name_process(c"swapfsd-worker");
+    start_logging(arguments.log_target());
+    logging::set_subject(&arguments.image.display().to_string());
+    die_of_panics();
+    let link = processes::inherited(link).map_err(|error| StartError::new("the link", error))?;
+    let link = Link::from_descriptor(link);
+    let outcome = serve_for(arguments, &link);
+    logging::flush();
+    if let Err(error) = &outcome {
+        drop(link.say(Kind::Failed, error.to_string().as_bytes()));
+    }
+    outcome
+}
+
+/// A thread that panics leaves its request without an answer, for ever. A process that dies leaves
+/// it to its successor.
+fn die_of_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |information| {
+        error!("{information}");
+        logging::flush_for(Duration::from_millis(100));
+        before(information);
+        std::process::abort();
+    }));
+}
+
+fn serve_for(arguments: &Arguments, link: &Link) -> Result<(), StartError> {
+    let broken = |error: io::Error| StartError::new("the link", error);
+    // Its supervisor has gone before it said anything: nobody needs this process.
+    let Some(mut packet) = link.next().map_err(broken)? else { return Ok(()) };
+    let role = packet.kind();
+    let holdings = packet.holdings();
+    let holdings =
+        holdings.ok_or_else(|| StartError::new("the link", "nothing was handed over"))?;
+    let is_first = role == Some(Kind::ServeFirst);
+    let mut worker = Worker::new(arguments, holdings, is_first)?;
+    if is_first {
+        worker.serve_first(arguments)?;
+    } else if !worker.wait_for_turn(link)? {
+        // Dropping would wait for threads that have nothing to do.
+        logging::flush();
+        std::process::exit(0);
+    }
+    link.say(Kind::Serving, &[]).map_err(broken)?;
+    worker.serve(arguments, link)
+}
+
+/// Everything that serves, or is about to.
+struct Worker {
+    holdings: Holdings,
+    page: &'static Page,
+    superblock: Superblock,
+    options: TypedOptions,
+    protection: Protection,
+    volume: Arc<Volume>,
+    threads: u32,
+    /// Of a standby: what lets its session start.
+    waiting: Option<Waiting>,
+    /// Taken when the session starts.
+    adapter: Option<Adapter>,
+    session: Option<thread::JoinHandle<io::Result<()>>>,
+    session_ended: Arc<EventFd>,
+    beating: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn new(
+        arguments: &Arguments,
+        holdings: Holdings,
+        is_first: bool,
+    ) -> Result<Worker, StartError> {
+        let system = |what: &'static str| move |error: io::Error| StartError::new(what, error);
+        let copy = |file: &File| file.try_clone().map_err(system("a descriptor"));
+        let control =
+            Control::new(Some(copy(&holdings.control)?)).map_err(system("control page"))?;
+        let control = control::install(control);
+        let superblock = Superblock::decode(&control.superblock())
+            .map_err(|error| StartError::new("the superblock that was handed over", error))?;
+        let (options, text) = options_of(&superblock, arguments)?;
+        let image = Image::from_open(&arguments.image, copy(&holdings.image)?)
+            .map_err(|error| StartError(error.to_string()))?;
+        let protection = protect::protect_worker(options.common.realtime);
+        let resources = registry::resources(&options);
+        let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
+            .map_err(system("memory for buffers"))?;
+        let [one, two, three] = &holdings.regions;
+        let held = Held::regions([copy(one)?, copy(two)?, copy(three)?], !is_first);
+        let backend = registry::build(&image, &superblock, &options, &buffers, &held)
+            .map_err(|error| StartError::new(arguments.image.display(), error))?;
+        let volume = Volume::standby(backend, buffers, superblock.slot_count);
+        let identity = Arc::new(Identity {
+            image: arguments.image.display().to_string(),
+            type_name: superblock.type_name.clone(),
+            uuid: superblock.uuid.to_string(),
+            label: superblock.label.clone(),
+            options: text,
+            threads: resources.threads,
+            mounted_ns: control.page().mounted_ns.load(Relaxed),
+            unguarded_why: String::new(),
+            protection,
+        });
+        let adapter = Adapter::new(Arc::clone(&volume), identity, awake_of(&options)?);
+        let mut worker = Worker {
+            holdings,
+            page: control.page(),
+            superblock,
+            options,
+            protection,
+            volume,
+            threads: resources.threads,
+            waiting: None,
+            adapter: Some(adapter),
+            session: None,
+            session_ended: Arc::new(EventFd::new().map_err(system("eventfd"))?),
+            beating: Arc::default(),
+        };
+        worker.prepare_heart()?;
+        Ok(worker)
+    }
+
+    fn serve_first(&mut self, arguments: &Arguments) -> Result<(), StartError> {
+        let system = |what: &'static str| move |error: io::Error| StartError::new(what, error);
+        self.beat();
+        let header = self.superblock.swap_header();
+        self.volume
+            .activate(Some(&header))
+            .map_err(|error| StartError::new("starting the back end", error))?;
+        let device = self.holdings.fuse.try_clone().map_err(system("a descriptor"))?;
+        let Some(adapter) = self.adapter.take() else { return Ok(()) };
+        let connection = Connection::new(adapter, device.into(), self.threads);
+        self.start_session(connection.map_err(system("FUSE handshake"))?)?;
+        // The answer shows that the threads serve, and their buffers are there.
+        if let Err(error) = fs::metadata(arguments.mountpoint.join("swapfile")) {
+            error!("{}: {error}", arguments.mountpoint.display());
+        }
+        if self.protection.memory_locked {
+            populate();
+        }
+        info!(
+            "mounted on {}: type {}, {}",
+            arguments.mountpoint.display(),
+            self.superblock.type_name,
+            swapfs_format::size::human(self.superblock.volume_bytes())
+        );
+        crash::arm_from_environment();
+        Ok(())
+    }
+
+    /// Makes everything ready, and waits. True: it serves now; false: it is not needed.
+    fn wait_for_turn(&mut self, link: &Link) -> Result<bool, StartError> {
+        let system = |what: &'static str| move |error: io::Error| StartError::new(what, error);
+        let negotiated = Negotiated {
+            minor: self.page.fuse_minor.load(Relaxed),
+            flags: self.page.fuse_flags.load(Relaxed),
+        };
+        let Some(adapter) = self.adapter.take() else { return Ok(false) };
+        let muster = adapter.muster(self.threads);
+        let (connection, waiting) = Connection::waiting(adapter, self.threads, negotiated)
+            .map_err(system("a FUSE session"))?;
+        self.start_session(connection)?;
+        waiting.call_all().map_err(system("a FUSE session"))?;
+        muster.wait();
+        if self.protection.memory_locked {
+            populate();
+        }
+        self.volume.warm();
+        link.say(Kind::Ready, &HANDOVER_VERSION.to_le_bytes()).map_err(system("the link"))?;
+        self.waiting = Some(waiting);
+        loop {
+            let ready = processes::wait_readable(&[link.as_raw_fd()], Some(WARM));
+            if !ready.is_ok_and(|ready| ready > 0) {
+                self.volume.warm();
+                continue;
+            }
+            match link.next() {
+                Ok(Some(packet)) if packet.kind() == Some(Kind::TakeOver) => break,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return Ok(false),
+            }
+        }
+        self.take_over()?;
+        Ok(true)
+    }
+
+    /// The predecessor has ended: serve what it left.
+    fn take_over(&mut self) -> Result<(), StartError> {
+        let started = Instant::now();
+        self.beat();
+        self.volume
+            .activate(None)
+            .map_err(|error| StartError::new("taking the volume over", error))?;
+        let activated = started.elapsed();
+        let Some(waiting) = &self.waiting else { return Ok(()) };
+        waiting
+            .start(&self.holdings.fuse)
+            .map_err(|error| StartError::new("taking the connection over", error))?;
+        info!(
+            "took over in {} us, {} us of it for the back end",
+            started.elapsed().as_micros(),
+            activated.as_micros()
+        );
+        crash::arm_from_environment();
+        Ok(())
+    }
+
+    fn start_session(&mut self, connection: Connection) -> Result<(), StartError> {
+        let ended = Arc::clone(&self.session_ended);
+        self.session = Some(spawn("session", move || {
+            let outcome = connection.serve();
+            ended.signal();
+            outcome
+        })?);
+        Ok(())
+    }
+
+    /// Serves until the volume is unmounted. Sees to a supervisor meanwhile.
+    fn serve(&mut self, arguments: &Arguments, link: &Link) -> Result<(), StartError> {
+        drop(std::env::set_current_dir("/"));
+        let signals = Signals::new([SIGTERM, SIGINT])
+            .map_err(|error| StartError::new("signal handlers", error))?;
+        let mountpoint = arguments.mountpoint.clone();
+        spawn("signals", move || stop_on_signal(signals, &mountpoint))?;
+        let reserve = Reserve::start(Arc::clone(&self.volume))
+            .inspect_err(|error| warn!("no memory reserve: {error}"));
+        let overfull = self.watch_for_full();
+        let mut guard = Guard::new(arguments, link);
+        loop {
+            let wait = guard.time_to_wait();
+            let waited_for = [self.session_ended.as_raw_fd(), guard.descriptor()];
+            let _ = processes::wait_readable(&waited_for, wait);
+            if processes::readiness(self.session_ended.as_raw_fd()) & libc::POLLIN != 0 {
+                break;
+            }
+            guard.look(&self.holdings, self.page);
+        }
+        drop(overfull);
+        drop(reserve);
+        let served = self.session.take().map_or(Ok(Ok(())), thread::JoinHandle::join);
+        let served = served.unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+        if let Err(error) = self.volume.flush() {
+            return Err(StartError::new("flush at the end", error));
+        }
+        served.map_err(|error| StartError::new("serving FUSE requests", error))?;
+        drop(guard.link().say(Kind::Ended, &[]));
+        Ok(())
+    }
+
+    /// Not where the killer could take the daemon itself.
+    fn watch_for_full(&self) -> Option<Overfull> {
+        let wanted = self.options.common.oom_when_full && self.protection.oom_protected;
+        wanted.then(|| watch_for_full(&self.volume)).flatten()
+    }
+
+    /// Starts the thread that shows, once it is told to, that this process lives.
+    fn prepare_heart(&mut self) -> Result<(), StartError> {
+        let (volume, beating) = (Arc::clone(&self.volume), Arc::clone(&self.beating));
+        let page = self.page;
+        spawn("heart", move || {
+            let mut oldest: Option<(u64, Instant)> = None;
+            loop {
+                thread::sleep(BEAT);
+                if !beating.load(Relaxed) {
+                    continue;
+                }
+                oldest = volume.oldest_request().map(|number| match oldest {
+                    Some((before, since)) if before == number => (number, since),
+                    _ => (number, Instant::now()),
+                });
+                let age = oldest.map_or(Duration::ZERO, |(_, since)| since.elapsed());
+                page.oldest_ms.store(age.as_millis() as u64, Relaxed);
+                page.in_flight.store(volume.requests_in_flight() as u32, Relaxed);
+                page.in_device.store(control::in_device(), Relaxed);
+                page.done.store(volume.requests_done(), Relaxed);
+                page.heartbeat.fetch_add(1, Relaxed);
+            }
+        })
+        .map(drop)
+    }
+
+    /// This process is the one that serves from now on, and says so.
+    fn beat(&self) {
+        self.page.oldest_ms.store(0, Relaxed);
+        self.page.in_flight.store(0, Relaxed);
+        self.page.in_device.store(control::in_device(), Relaxed);
+        self.page.worker_pid.store(std::process::id(), Relaxed);
+        self.page.heartbeat.fetch_add(1, Relaxed);
+        self.beating.store(true, Relaxed);
+    }
+}
+
+/// Who watches over this worker; should they die, it finds itself someone new.
+struct Guard<'a> {
+    arguments: &'a Arguments,
+    first: &'a Link,
+    /// The one that this worker has started, and its end of the link.
+    started: Option<(Process, Link)>,
+    alone: bool,
+    retry: Duration,
+    started_at: Instant,
+}
+
+impl<'a> Guard<'a> {
+    fn new(arguments: &'a Arguments, link: &'a Link) -> Guard<'a> {
+        Guard {
+            arguments,
+            first: link,
+            started: None,
+            alone: false,
+            retry: Duration::ZERO,
+            started_at: Instant::now(),
+        }
+    }
+
+    fn link(&self) -> &Link {
+        self.started.as_ref().map_or(self.first, |(_, link)| link)
+    }
+
+    fn descriptor(&self) -> i32 {
+        if self.alone { -1 } else { self.link().as_raw_fd() }
+    }
+
+    /// While somebody watches there is nothing to be done here.
+    fn time_to_wait(&self) -> Option<Duration> {
+        self.alone.then(|| self.retry.saturating_sub(self.started_at.elapsed()))
+    }
+
+    fn look(&mut self, holdings: &Holdings, page: &Page) {
+        if !self.alone && processes::readiness(self.link().as_raw_fd()) & libc::POLLIN != 0 {
+            match self.link().next() {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => self.bereft(page),
+            }
+        }
+        if self.alone && self.started_at.elapsed() >= self.retry {
+            self.start(holdings);
+        }
+    }
+
+    fn bereft(&mut self, page: &Page) {
+        self.alone = true;
+        page.supervisor_pid.store(0, Relaxed);
+        page.standby_pid.store(0, Relaxed);
+        if let Some((process, _)) = &self.started {
+            // Our child: its remains are cleared away.
+            let _ = process.wait(Duration::from_secs(1));
+        }
+        let lived = self.started_at.elapsed();
+        self.retry = match lived {
+            _ if self.started.is_none() || lived > SUPERVISOR_RETRY_MOST => Duration::ZERO,
+            _ => (self.retry * 2).clamp(SUPERVISOR_RETRY, SUPERVISOR_RETRY_MOST),
+        };
+        error!("the supervisor has died: the worker goes on, and starts another one");
+    }
+
+    fn start(&mut self, holdings: &Holdings) {
+        self.started_at = Instant::now();
+        match start_supervisor(self.arguments, holdings) {
+            Ok(started) => {
+                self.started = Some(started);
+                self.alone = false;
+            }
+            Err(error) => {
+                self.retry = (self.retry * 2).clamp(SUPERVISOR_RETRY, SUPERVISOR_RETRY_MOST);
+                error!("starting a supervisor: {error}: again in {} s", self.retry.as_secs());
+            }
+        }
+    }
+}
+
+/// Starts a supervisor and hands everything over to it.
+fn start_supervisor(arguments: &Arguments, holdings: &Holdings) -> io::Result<(Process, Link)> {
+    use std::os::fd::AsFd;
+    let option = format!("--supervise={}", processes::LINK_DESCRIPTOR);
+    let (image, mount) = (&arguments.image, &arguments.mountpoint);
+    let words = arguments.derived("swapfsd", Some(&option), image, mount);
+    let command = Command::new(File::open("/proc/self/exe")?, &words)?;
+    let (ours, theirs) = Link::pair()?;
+    ours.hand_over(Kind::Adopt, holdings)?;
+    let process = command.start(theirs.as_fd())?;
+    Ok((process, ours))
+}

@@ -1,0 +1,520 @@
+//! The supervisor: a small process of one thread that holds everything which must outlive the
+//! worker, watches the worker, and has a standby take over when it dies or hangs.
+//!
+//! ```text
+//!   supervisor ---- holds: /dev/fuse, image (locked), regions of memory, control page
+//!     |     \
+//!   worker   standby      both have the same descriptors, by SCM_RIGHTS, and the same memory
+//!   serves   waits
+//! ```
+//!
+//! It knows nothing of pages and back ends. While it watches it allocates nothing, and it waits
+//! for nobody: packets are sent without waiting, workers are waited for by poll(2). If it dies
+//! itself, the worker goes on and starts a new one (`daemon/worker.rs`), which adopts everything.
+
+pub mod backoff;
+pub mod link;
+pub mod store;
+pub mod upgrade;
+pub mod watchdog;
+
+use crate::control::Control;
+use crate::protect::OwnCgroup;
+use crate::sys::alloc::{IoPath, io_path_allocations};
+use crate::sys::spawn::{self, Command, Ended, MAX_POLLED, Process};
+use backoff::Backoff;
+use link::{Holdings, Kind, Link, Packet};
+use log::{error, info, warn};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use upgrade::Door;
+use watchdog::{Signs, Watchdog};
+
+/// How often it looks whether the worker hangs.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a standby that does not come up is given before the next try, at first and at most.
+const STANDBY_RETRY: Duration = Duration::from_millis(100);
+const STANDBY_RETRY_MOST: Duration = Duration::from_secs(10);
+
+/// A process that serves, or waits to.
+#[derive(Debug)]
+struct Worker {
+    process: Process,
+    link: Link,
+    /// It has said that it is ready, or serves.
+    up: bool,
+    /// Since when it has had its present role.
+    since_ns: u64,
+}
+
+/// How it ended for the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Unmounted.
+    Unmounted,
+    /// The first worker did not come up, or the last one failed at the end; its text is kept.
+    Failed,
+}
+
+/// The text of a failure, without an allocation.
+#[derive(Debug)]
+struct Text {
+    bytes: [u8; link::PACKET_BYTES],
+    len: usize,
+}
+
+impl Text {
+    fn set(&mut self, bytes: &[u8]) {
+        self.len = bytes.len().min(self.bytes.len());
+        self.bytes[..self.len].copy_from_slice(&bytes[..self.len]);
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.len]).unwrap_or("(not text)")
+    }
+}
+
+/// What a supervisor is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// What it holds.
+    pub holdings: Holdings,
+    /// The control page, mapped.
+    pub control: &'static Control,
+    /// How workers are started.
+    pub worker: Command,
+    /// How this process would be started anew, by an upgrade.
+    pub supervisor: Command,
+    /// After how long a worker hangs; zero: never.
+    pub watchdog: Duration,
+    /// Where upgrades are asked for.
+    pub door: Option<Door>,
+    /// Removed at the end.
+    pub cgroup: Option<OwnCgroup>,
+}
+
+/// The supervisor.
+#[derive(Debug)]
+pub struct Supervisor {
+    parts: Parts,
+    signals: OwnedFd,
+    serving: Option<Worker>,
+    standby: Option<Worker>,
+    candidate: Option<upgrade::Candidate>,
+    watchdog: Watchdog,
+    backoff: Backoff,
+    /// The death that has not been made up for yet.
+    died_ns: Option<u64>,
+    /// When the next worker may take over, after a crash.
+    not_before_ns: u64,
+    standby_retry: Duration,
+    standby_at_ns: u64,
+    /// Someone has served before.
+    has_served: bool,
+    end: Option<End>,
+    failure: Text,
+}
+
+impl Supervisor {
+    /// Prepares to watch.
+    ///
+    /// # Errors
+    /// If signals can't be had by descriptor.
+    pub fn new(parts: Parts) -> io::Result<Supervisor> {
+        let signals = spawn::signal_descriptor(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
+        parts.control.page().supervisor_pid.store(std::process::id(), Relaxed);
+        Ok(Supervisor {
+            watchdog: Watchdog::new(parts.watchdog),
+            parts,
+            signals,
+            serving: None,
+            standby: None,
+            candidate: None,
+            backoff: Backoff::default(),
+            died_ns: None,
+            not_before_ns: 0,
+            standby_retry: Duration::ZERO,
+            standby_at_ns: 0,
+            has_served: false,
+            end: None,
+            failure: Text { bytes: [0; link::PACKET_BYTES], len: 0 },
+        })
+    }
+
+    /// Starts the first worker of a mount that nobody has served yet, and waits until it does.
+    ///
+    /// # Errors
+    /// Its own words, if it does not come up.
+    pub fn start_first(&mut self) -> Result<(), String> {
+        let started = self.start_worker(Kind::ServeFirst);
+        self.serving = Some(started.map_err(|error| format!("starting a worker: {error}"))?);
+        self.watchdog.restart(now());
+        while !self.has_served && self.end.is_none() {
+            self.step();
+        }
+        match self.end {
+            Some(_) if self.failure.len > 0 => Err(self.failure.as_str().to_owned()),
+            Some(_) => Err("the worker died before it served; see the kernel's log".to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the service manager copies of what is held, if there is one.
+    pub fn deposit(&self) {
+        if let Err(error) = store::deposit(&self.parts.holdings) {
+            warn!("the service manager's descriptor store: {error}");
+        }
+    }
+
+    /// Goes on with a worker that serves: after an upgrade, or after the death of the supervisor
+    /// before this one. `None`: it has died too, or never was; a new one takes over.
+    pub fn adopt(&mut self, pid: libc::pid_t, link: Option<Link>) {
+        self.has_served = true;
+        self.watchdog.restart(now());
+        match (Process::open(pid), link) {
+            (Ok(process), Some(link)) if pid != 0 => {
+                let since_ns = spawn::boot_time_ns();
+                self.serving = Some(Worker { process, link, up: true, since_ns });
+            }
+            _ => self.replace(spawn::boot_time_ns()),
+        }
+    }
+
+    /// The one who asked for the upgrade that this process is the result of.
+    pub fn tell_upgraded(&mut self, client: Option<OwnedFd>) {
+        if let Some(client) = client {
+            upgrade::say(&client, "done: worker and supervisor are the new program");
+        }
+    }
+
+    /// Watches until the volume is unmounted.
+    ///
+    /// # Errors
+    /// What the last worker said of its end.
+    pub fn watch(mut self) -> Result<(), String> {
+        {
+            let _no_allocation = IoPath::enter();
+            while self.end.is_none() {
+                self.step();
+                let page = self.parts.control.page();
+                page.supervisor_allocations.store(io_path_allocations(), Relaxed);
+            }
+        }
+        if let Some(worker) = self.serving.take() {
+            // It has said its last word, and has only to end.
+            while worker.process.wait(TICK).is_none() {}
+        }
+        self.dismiss_all();
+        self.parts.control.page().supervisor_pid.store(0, Relaxed);
+        if let Some(door) = self.parts.door.take() {
+            door.close();
+        }
+        match self.end {
+            Some(End::Failed) => Err(self.failure.as_str().to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends those that wait.
+    fn dismiss_all(&mut self) {
+        let waiting = self.candidate.take().and_then(upgrade::Candidate::into_worker);
+        for worker in [self.standby.take(), waiting].into_iter().flatten() {
+            worker.process.kill();
+            let _ = worker.process.wait(Duration::from_secs(10));
+        }
+    }
+
+    /// Waits for something to happen, and deals with it.
+    fn step(&mut self) {
+        let mut polled = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; MAX_POLLED];
+        let candidate = self.candidate.as_ref().and_then(upgrade::Candidate::worker);
+        let workers = [self.serving.as_ref(), self.standby.as_ref(), candidate];
+        let descriptors = workers.into_iter().flat_map(|worker| {
+            let both = worker.map(|worker| (worker.process.as_raw_fd(), worker.link.as_raw_fd()));
+            let (process, link) = both.unwrap_or((-1, -1));
+            [process, link]
+        });
+        let others: [RawFd; 2] =
+            [self.signals.as_raw_fd(), self.parts.door.as_ref().map_or(-1, AsRawFd::as_raw_fd)];
+        for (entry, descriptor) in polled.iter_mut().zip(descriptors.chain(others)) {
+            entry.fd = descriptor;
+        }
+        let ready = spawn::poll(&mut polled, Some(self.time_to_wait()));
+        if let Err(error) = ready {
+            error!("poll: {error}");
+            std::thread::sleep(TICK);
+        }
+        // Everything is looked at, whatever the poll said: that is a few system calls.
+        self.hear_serving();
+        self.hear_standby();
+        self.hear_candidate();
+        self.look_for_death();
+        if self.end.is_some() {
+            return;
+        }
+        self.look_for_hang();
+        self.keep_standby();
+        while let Some(signal) = spawn::next_signal(&self.signals) {
+            self.forward(signal);
+        }
+        if self.parts.door.as_ref().is_some_and(|door| polled[7].revents != 0 && door.has_guest()) {
+            self.begin_upgrade();
+        }
+    }
+
+    fn time_to_wait(&self) -> Duration {
+        let now_ns = spawn::boot_time_ns();
+        let mut wait = TICK;
+        if self.died_ns.is_some() && self.serving.is_none() {
+            wait = wait.min(Duration::from_nanos(self.not_before_ns.saturating_sub(now_ns)));
+        }
+        if self.standby.is_none() {
+            wait = wait.min(Duration::from_nanos(self.standby_at_ns.saturating_sub(now_ns)));
+        }
+        // Until someone serves there is nothing to be kept ready.
+        if self.has_served { wait } else { TICK }
+    }
+
+    fn start_worker(&self, role: Kind) -> io::Result<Worker> {
+        start(&self.parts.worker, role, &self.parts.holdings)
+    }
+
+    /// Reads what the serving worker has to say.
+    fn hear_serving(&mut self) {
+        while let Some(packet) = self.serving.as_ref().and_then(heard) {
+            match packet.kind() {
+                Some(Kind::Serving) => self.now_serving(),
+                Some(Kind::Ended) => self.end = Some(End::Unmounted),
+                Some(Kind::Failed) => {
+                    self.failure.set(packet.payload());
+                    if self.has_served {
+                        error!("the worker says: {}", self.failure.as_str());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn now_serving(&mut self) {
+        self.has_served = true;
+        let Some(worker) = &mut self.serving else { return };
+        worker.up = true;
+        worker.since_ns = spawn::boot_time_ns();
+        let page = self.parts.control.page();
+        if let Some(died_ns) = self.died_ns.take() {
+            let pause_us = worker.since_ns.saturating_sub(died_ns) / 1000;
+            page.last_pause_us.store(pause_us, Relaxed);
+            page.longest_pause_us.fetch_max(pause_us, Relaxed);
+            let pid = worker.process.pid();
+            info!(
+                "worker {pid} serves; nobody did for {}.{:03} ms",
+                pause_us / 1000,
+                pause_us % 1000
+            );
+        }
+        self.watchdog.restart(now());
+        self.upgraded_worker_serves();
+    }
+
+    fn hear_standby(&mut self) {
+        let Some(worker) = &mut self.standby else { return };
+        while let Some(packet) = heard(worker) {
+            match packet.kind() {
+                Some(Kind::Ready) => {
+                    worker.up = true;
+                    self.standby_retry = Duration::ZERO;
+                }
+                Some(Kind::Failed) => {
+                    let text = std::str::from_utf8(packet.payload()).unwrap_or("(not text)");
+                    error!("the standby says: {text}");
+                }
+                _ => {}
+            }
+        }
+        if let Some(ended) = worker.process.ended() {
+            warn!("standby {} {ended}; another one is started", worker.process.pid());
+            self.lose_standby();
+        }
+    }
+
+    fn lose_standby(&mut self) {
+        self.standby = None;
+        self.parts.control.page().standby_pid.store(0, Relaxed);
+        self.standby_at_ns = spawn::boot_time_ns() + self.standby_retry.as_nanos() as u64;
+        self.standby_retry = (self.standby_retry * 2).clamp(STANDBY_RETRY, STANDBY_RETRY_MOST);
+    }
+
+    /// Someone has to wait, as soon as someone serves.
+    fn keep_standby(&mut self) {
+        let settled = self.serving.as_ref().is_some_and(|worker| worker.up);
+        if !settled || self.standby.is_some() || spawn::boot_time_ns() < self.standby_at_ns {
+            return;
+        }
+        match self.start_worker(Kind::StandBy) {
+            Ok(worker) => {
+                let page = self.parts.control.page();
+                page.standby_pid.store(worker.process.pid() as u32, Relaxed);
+                self.standby = Some(worker);
+            }
+            Err(error) => {
+                error!("starting a standby: {error}");
+                self.lose_standby();
+            }
+        }
+    }
+
+    fn look_for_death(&mut self) {
+        if let Some(worker) = &self.serving
+            && let Some(ended) = worker.process.ended()
+        {
+            let now_ns = spawn::boot_time_ns();
+            let life = Duration::from_nanos(now_ns.saturating_sub(worker.since_ns));
+            let (pid, was_up) = (worker.process.pid(), worker.up);
+            // Its last words may have come just before.
+            self.hear_serving();
+            self.serving = None;
+            if self.end.is_some() {
+                return;
+            }
+            if !self.has_served {
+                self.end = Some(End::Failed);
+                return;
+            }
+            if !self.connection_lives() {
+                info!("worker {pid} {ended}, and the volume is not mounted any more");
+                self.end = Some(if self.failure.len > 0 { End::Failed } else { End::Unmounted });
+                return;
+            }
+            let life = if was_up { life } else { Duration::ZERO };
+            self.mourn(pid, ended, life, now_ns);
+        }
+        if self.serving.is_none()
+            && let Some(died_ns) = self.died_ns
+            && spawn::boot_time_ns() >= self.not_before_ns
+        {
+            self.replace(died_ns);
+        }
+    }
+
+    /// A worker that served has died.
+    fn mourn(&mut self, pid: libc::pid_t, ended: Ended, life: Duration, now_ns: u64) {
+        self.died_ns = Some(self.died_ns.unwrap_or(now_ns));
+        self.roll_back_after(pid, ended);
+        if self.is_switching() {
+            self.not_before_ns = now_ns;
+            return;
+        }
+        self.parts.control.page().takeovers.fetch_add(1, Relaxed);
+        let wait = self.backoff.after(ended, life);
+        self.not_before_ns = now_ns + wait.as_nanos() as u64;
+        if wait.is_zero() {
+            warn!("worker {pid} {ended}: the standby takes over");
+        } else {
+            error!(
+                "worker {pid} {ended}, the {}th in a row: the next one takes over in {} ms",
+                self.backoff.crashes(),
+                wait.as_millis()
+            );
+        }
+    }
+
+    /// Has the standby serve; one that is just coming up does so as soon as it can.
+    fn replace(&mut self, died_ns: u64) {
+        self.died_ns = Some(died_ns);
+        // An upgrade keeps the standby as it is, should the new program fail.
+        let mut next = self.take_candidate();
+        if next.is_none() {
+            next = self.standby.take();
+            self.parts.control.page().standby_pid.store(0, Relaxed);
+        }
+        if next.as_ref().is_some_and(|worker| worker.link.say(Kind::TakeOver, &[]).is_err()) {
+            next = None;
+        }
+        if next.is_none() {
+            let started = self.start_worker(Kind::StandBy).and_then(|worker| {
+                worker.link.say(Kind::TakeOver, &[])?;
+                Ok(worker)
+            });
+            match started {
+                Ok(worker) => next = Some(worker),
+                Err(error) => {
+                    error!("starting a worker: {error}");
+                    let retry = Duration::from_millis(100);
+                    self.not_before_ns = spawn::boot_time_ns() + retry.as_nanos() as u64;
+                    return;
+                }
+            }
+        }
+        if let Some(worker) = &mut next {
+            worker.up = false;
+            worker.since_ns = spawn::boot_time_ns();
+        }
+        self.serving = next;
+        self.standby_at_ns = 0;
+        self.watchdog.restart(now());
+    }
+
+    /// The kernel still has the connection: it was not unmounted or aborted.
+    fn connection_lives(&self) -> bool {
+        spawn::readiness(self.parts.holdings.fuse.as_raw_fd()) & libc::POLLERR == 0
+    }
+
+    fn look_for_hang(&mut self) {
+        let Some(worker) = &self.serving else { return };
+        let page = self.parts.control.page();
+        let unread = spawn::readiness(self.parts.holdings.fuse.as_raw_fd()) & libc::POLLIN != 0;
+        let signs = Signs {
+            heartbeat: page.heartbeat.load(Relaxed),
+            oldest: Duration::from_millis(page.oldest_ms.load(Relaxed)),
+            in_device: page.in_device.load(Relaxed),
+            unread,
+            done: page.done.load(Relaxed),
+        };
+        if let Some(hang) = self.watchdog.look(now(), signs) {
+            let pid = worker.process.pid();
+            error!("worker {pid} hangs: {hang}: it is killed and replaced");
+            page.hangs.fetch_add(1, Relaxed);
+            worker.process.kill();
+            self.watchdog.restart(now());
+        }
+    }
+
+    /// The worker is the one that can unmount: it answers what the kernel may ask meanwhile.
+    fn forward(&mut self, signal: i32) {
+        if signal == libc::SIGHUP {
+            return;
+        }
+        match &self.serving {
+            Some(worker) if worker.up => worker.process.signal(signal),
+            _ => warn!("nobody serves just now: send the signal again"),
+        }
+    }
+}
+
+/// For the watchdog: that the machine sleeps is no hang.
+fn now() -> Duration {
+    spawn::running_time()
+}
+
+/// Starts a worker and gives it its role.
+fn start(command: &Command, role: Kind, holdings: &Holdings) -> io::Result<Worker> {
+    let (ours, theirs) = Link::pair()?;
+    let process = command.start(theirs.as_fd())?;
+    let given = ours.hand_over(role, holdings);
+    if let Err(error) = given {
+        process.kill();
+        return Err(error);
+    }
+    Ok(Worker { process, link: ours, up: false, since_ns: spawn::boot_time_ns() })
+}
+
+/// The next packet, if one has come.
+fn heard(worker: &Worker) -> Option<Packet> {
+    if spawn::readiness(worker.link.as_raw_fd()) & libc::POLLIN == 0 {
+        return None;
+    }
+    worker.link.next().ok().flatten()
+}
