@@ -270,7 +270,7 @@ impl Supervisor {
         if self.died_ns.is_some() && self.serving.is_none() {
             wait = wait.min(Duration::from_nanos(self.not_before_ns.saturating_sub(now_ns)));
         }
-        if self.standby.is_none() {
+        if self.standby.is_none() && self.is_settled() {
             wait = wait.min(Duration::from_nanos(self.standby_at_ns.saturating_sub(now_ns)));
         }
         // Until someone serves there is nothing to be kept ready.
@@ -347,10 +347,14 @@ impl Supervisor {
         self.standby_retry = (self.standby_retry * 2).clamp(STANDBY_RETRY, STANDBY_RETRY_MOST);
     }
 
+    /// Somebody serves.
+    fn is_settled(&self) -> bool {
+        self.serving.as_ref().is_some_and(|worker| worker.up)
+    }
+
     /// Someone has to wait, as soon as someone serves.
     fn keep_standby(&mut self) {
-        let settled = self.serving.as_ref().is_some_and(|worker| worker.up);
-        if !settled || self.standby.is_some() || spawn::boot_time_ns() < self.standby_at_ns {
+        if !self.is_settled() || self.standby.is_some() || spawn::boot_time_ns() < self.standby_at_ns {
             return;
         }
         match self.start_worker(Kind::StandBy) {

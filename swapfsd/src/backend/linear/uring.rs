@@ -32,7 +32,7 @@ const RING_ENTRIES: u32 = 256;
 const QUEUE_CAPACITY: usize = 512;
 /// The token of the eventfd's read.
 const WAKE_TOKEN: u64 = u64::MAX;
-/// Index of the one registered file and of the one registered buffer.
+/// Index of the one registered buffer.
 const REGISTERED: u16 = 0;
 
 #[derive(Debug)]
@@ -154,7 +154,6 @@ impl<'a> RingThread<'a> {
             .build(RING_ENTRIES)
             // Kernels before 6.1 have neither.
             .or_else(|_| IoUring::new(RING_ENTRIES))?;
-        ring.submitter().register_files(&[shared.device.file.as_raw_fd()])?;
         let (start, len) = shared.device.buffers.memory();
         let memory = [libc::iovec { iov_base: start.cast(), iov_len: len }];
         // SAFETY: the pool's memory stays mapped as long as the device, which outlives the ring.
@@ -203,7 +202,7 @@ impl<'a> RingThread<'a> {
             control::enter_device();
             let entry = self.entry(&job).user_data(u64::from(index));
             self.jobs[index as usize] = Some(job);
-            // SAFETY: the buffer and file that the entry names are registered, and the job that
+            // SAFETY: the buffer that the entry names is registered, and the job that
             // holds the buffer stays in `jobs` until the entry has completed.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             // As many tokens as the submission queue has entries, one kept for the wake-up.
@@ -218,7 +217,10 @@ impl<'a> RingThread<'a> {
     }
 
     fn entry(&self, job: &Job) -> io_uring::squeue::Entry {
-        let file = types::Fixed(u32::from(REGISTERED));
+        // Not a registered file, which a ring keeps open until it is torn down: after a kill that
+        // takes the kernel 50 ms and more, and the successor waits until the file is closed
+        // (`Linear::activate`). So each request in flight keeps it open for itself.
+        let file = types::Fd(self.shared.device.file.as_raw_fd());
         let offset = self.shared.device.offset_of(job.first);
         let (start, len) = (job.buffer.as_ptr(), job.buffer.len() as u32);
         match job.operation {
