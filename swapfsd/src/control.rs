@@ -5,6 +5,7 @@
 //! What every successor must know of the connection is here too. Nothing in it decides about
 //! pages.
 
+use crate::stats::{Counters, SHARED_BYTES, counters_at};
 use crate::sys::memory::Mapping;
 use std::fs::File;
 use std::io;
@@ -17,8 +18,10 @@ use swapfs_format::PAGE_LEN;
 pub const HANDOVER_VERSION: u32 = 1;
 /// Where the copy of the superblock lies, behind the control page.
 pub const SUPERBLOCK_OFFSET: usize = PAGE_LEN;
-/// Bytes of the region: the page, and the superblock.
-pub const CONTROL_BYTES: usize = 2 * PAGE_LEN;
+/// Where the volume's counters lie.
+const COUNTERS_OFFSET: usize = 2 * PAGE_LEN;
+/// Bytes of the region: the page, the superblock, the counters.
+pub const CONTROL_BYTES: usize = (COUNTERS_OFFSET + SHARED_BYTES).next_multiple_of(PAGE_LEN);
 
 /// The page. Plain numbers, each written by one side only.
 #[derive(Debug, Default)]
@@ -90,6 +93,15 @@ impl Control {
     pub fn page(&self) -> &Page {
         // SAFETY: page-aligned, long enough, zeroed at first, and only accessed as atomics.
         unsafe { &*self.mapping.as_ptr().cast::<Page>() }
+    }
+
+    /// The volume's counters: those of all who have served it.
+    pub(crate) fn counters(&'static self) -> &'static Counters {
+        // SAFETY: inside the mapping.
+        let start = unsafe { self.mapping.as_ptr().add(COUNTERS_OFFSET) };
+        // SAFETY: SHARED_BYTES at a page's start, which are zeroed at first and for nothing else;
+        // `self` lives as long as the process, and the mapping with it.
+        unsafe { counters_at(start) }
     }
 
     /// The superblock that the volume was mounted by, as it stood in the image.

@@ -16,9 +16,9 @@ pub const SIZE_BUCKETS: usize = 9;
 pub const LATENCY_BUCKETS: usize = 25;
 const SHARDS: usize = 16;
 
-#[repr(align(128))]
+#[repr(C, align(128))]
 #[derive(Debug, Default)]
-struct Shard {
+pub(crate) struct Shard {
     requests: [AtomicU64; 4],
     bytes: [AtomicU64; 4],
     errors: [AtomicU64; 4],
@@ -30,10 +30,36 @@ struct Shard {
 }
 
 /// The counters of one volume.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stats {
-    shards: [Shard; SHARDS],
+    shards: &'static [Shard; SHARDS],
 }
+
+/// Bytes of the counters where they outlive a process.
+pub const SHARED_BYTES: usize = size_of::<[Shard; SHARDS]>();
+
+impl Default for Stats {
+    /// In the control page's region where there is one, so that they go on counting when another
+    /// process takes over; else in memory of this process, which is never given back: there is
+    /// one volume in a process.
+    fn default() -> Stats {
+        let shared = crate::control::installed().map(crate::control::Control::counters);
+        Stats { shards: shared.unwrap_or_else(|| Box::leak(Box::default())) }
+    }
+}
+
+/// The counters at an address.
+///
+/// # Safety
+/// [`SHARED_BYTES`] of memory that live as long as the process, aligned to a page, zeroed at first
+/// and used for nothing else.
+pub(crate) unsafe fn counters_at(start: *const u8) -> &'static Counters {
+    // SAFETY: as the caller promises; any bytes are counters.
+    unsafe { &*start.cast() }
+}
+
+/// The counters, wherever they are.
+pub(crate) type Counters = [Shard; SHARDS];
 
 /// All counters at one moment, indexed by [`Operation`]; histograms by read (0) and write (1).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -134,7 +160,7 @@ impl Stats {
                 *total += counter.load(Ordering::Relaxed);
             }
         };
-        for shard in &self.shards {
+        for shard in self.shards {
             add(&mut sum.requests, &shard.requests);
             add(&mut sum.bytes, &shard.bytes);
             add(&mut sum.errors, &shard.errors);
