@@ -164,13 +164,15 @@ impl Mounted {
         serde_json::from_slice(&text).unwrap()
     }
 
-    /// Process id of the daemon.
+    /// Process id of the daemon: of the supervisor, where there is one.
     ///
     /// # Panics
     /// If stats.json does not say.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.stats()["pid"].as_u64().unwrap() as u32
+        let stats = self.stats();
+        let pid = stats["supervisor_pid"].as_u64().or_else(|| stats["pid"].as_u64());
+        pid.unwrap() as u32
     }
 
     /// Unmounts, and waits until the daemon has gone.

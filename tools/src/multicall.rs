@@ -36,7 +36,7 @@ pub fn main(own_name: &str) -> ExitCode {
 fn role(called_as: &OsStr) -> Option<Role> {
     match Path::new(called_as).file_name()?.to_str()? {
         "swapfs" => Some(Role::Swapfs),
-        "swapfsd" => Some(Role::Daemon),
+        "swapfsd" | "swapfsd-worker" => Some(Role::Daemon),
         "mkswapfs" | "mkfs.swapfs" => Some(Role::Formatter),
         "fsck.swapfs" | "fsck-swapfs" => Some(Role::Checker),
         "mount.swapfs" | "mount-swapfs" => Some(Role::Mounter),

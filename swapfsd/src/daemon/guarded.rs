@@ -6,6 +6,7 @@ use super::ready::Readiness;
 use super::{Arguments, StartError, THREAD_STACK_BYTES};
 use crate::control::{self, Control, HANDOVER_VERSION};
 use crate::held::BACKEND_REGIONS;
+use crate::image::{Access, Image, ImageError};
 use crate::logging;
 use crate::protect::{self, OwnCgroup};
 use crate::supervisor::link::{Holdings, Kind, Link};
@@ -14,7 +15,7 @@ use crate::supervisor::{Parts, Supervisor, store};
 use crate::sys::spawn::{self, Command};
 use crate::sys::{hold, memory, mount, process};
 use log::{info, warn};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
@@ -47,13 +48,24 @@ pub(super) fn run(
     files: Vec<File>,
     readiness: Readiness,
 ) -> Result<(), StartError> {
-    // Asked for by the workers' std when they start threads.
-    // SAFETY: this process has one thread.
-    unsafe { std::env::set_var("RUST_MIN_STACK", THREAD_STACK_BYTES) };
-    let started = match store::take_back() {
-        Some(holdings) => take_back(arguments, &opened, holdings),
-        None => start_anew(arguments, opened, files),
-    };
+    let started = start_anew(arguments, opened, files);
+    watch_or_fail(started, readiness)
+}
+
+/// Goes on with what the service manager has kept of supervisor and worker, which have died.
+pub(super) fn run_kept(
+    arguments: &Arguments,
+    holdings: Holdings,
+    readiness: Readiness,
+) -> Result<(), StartError> {
+    let started = take_back(arguments, holdings);
+    watch_or_fail(started, readiness)
+}
+
+fn watch_or_fail(
+    started: Result<Supervisor, StartError>,
+    readiness: Readiness,
+) -> Result<(), StartError> {
     match started {
         Ok(supervisor) => watch(supervisor, readiness),
         Err(error) => readiness.failed(error),
@@ -114,20 +126,24 @@ fn start_anew(
 }
 
 /// A mount whose supervisor and worker have died, and whose service manager has kept the rest.
-fn take_back(
-    arguments: &Arguments,
-    opened: &Opened,
-    holdings: Holdings,
-) -> Result<Supervisor, StartError> {
-    let (_, cgroup) = protect::protect_process(opened.options.common.realtime);
+fn take_back(arguments: &Arguments, holdings: Holdings) -> Result<Supervisor, StartError> {
     let control = map_control(&holdings)?;
     let superblock = kept_superblock(control)?;
-    if superblock.uuid != opened.superblock.uuid {
+    let (options, _) = options_of(&superblock, arguments)?;
+    let described = |error: ImageError| StartError(error.to_string());
+    let image = fs::canonicalize(&arguments.image)
+        .map_err(|error| StartError::new(arguments.image.display(), error))?;
+    let mount = fs::canonicalize(arguments.mountpoint.parent().unwrap_or(Path::new("/")))
+        .map(|parent| parent.join(arguments.mountpoint.file_name().unwrap_or_default()))
+        .map_err(|error| StartError::new(arguments.mountpoint.display(), error))?;
+    // Not opened exclusively: what was kept has the lock.
+    let found = Image::open(&image, Access::ReadOnly).and_then(|image| image.load());
+    if found.map_err(described)?.uuid != superblock.uuid {
         let why = "the service manager holds another volume for this unit: unmount it first";
-        return Err(StartError::new(opened.image.path().display(), why));
+        return Err(StartError::new(image.display(), why));
     }
-    let (image, mount) = (opened.image.path(), &arguments.mountpoint);
-    let parts = parts(arguments, image, mount, &superblock, &opened.options, holdings, cgroup)?;
+    let (_, cgroup) = protect::protect_process(options.common.realtime);
+    let parts = parts(arguments, &image, &mount, &superblock, &options, holdings, cgroup)?;
     let supervisor = Supervisor::new(parts);
     let mut supervisor = supervisor.map_err(|error| StartError::new("signals", error))?;
     warn!("supervisor and worker had died: going on with what the service manager has kept");
@@ -198,6 +214,9 @@ fn parts(
     cgroup: Option<OwnCgroup>,
 ) -> Result<Parts, StartError> {
     let system = |error: io::Error| StartError::new("/proc/self/exe", error);
+    // Asked for by the workers' std when they start threads.
+    // SAFETY: this process has one thread.
+    unsafe { std::env::set_var("RUST_MIN_STACK", THREAD_STACK_BYTES) };
     let program = || File::open("/proc/self/exe").map_err(system);
     let link = format!("--worker={}", spawn::LINK_DESCRIPTOR);
     let worker = arguments.derived("swapfsd-worker", Some(&link), image, mountpoint);

@@ -7,6 +7,7 @@ mod serve;
 mod worker;
 
 use crate::logging::{self, LogTarget};
+use crate::supervisor::store;
 use crate::sys::process::{self, Forked};
 use clap::Parser;
 use open::open_volume;
@@ -149,6 +150,12 @@ fn start(arguments: &Arguments, readiness: Readiness) -> Result<(), StartError> 
     if !process::is_root() {
         let error = StartError::new("not root", "mounting needs root: try again with sudo");
         return readiness.failed(error);
+    }
+    // What a service manager has kept has the lock on the image.
+    if let Some(holdings) = store::take_back() {
+        logging::start_direct(arguments.log_target());
+        logging::set_subject(&arguments.image.display().to_string());
+        return guarded::run_kept(arguments, holdings, readiness);
     }
     let opened = match open_volume(arguments) {
         Ok(opened) => opened,

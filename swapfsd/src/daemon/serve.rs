@@ -186,7 +186,9 @@ pub(super) fn spawn<T: Send + 'static>(
 /// With everything locked on fault, what is touched now never faults again.
 pub(super) fn populate() {
     match memory::populate_own_memory() {
-        Ok(bytes) => log::debug!("{} of own memory populated", swapfs_format::size::human(bytes as u64)),
+        Ok(bytes) => {
+            log::debug!("{} of own memory populated", swapfs_format::size::human(bytes as u64));
+        }
         Err(error) => warn!("own memory could not be populated: {error}"),
     }
 }

@@ -354,7 +354,10 @@ impl Supervisor {
 
     /// Someone has to wait, as soon as someone serves.
     fn keep_standby(&mut self) {
-        if !self.is_settled() || self.standby.is_some() || spawn::boot_time_ns() < self.standby_at_ns {
+        if !self.is_settled()
+            || self.standby.is_some()
+            || spawn::boot_time_ns() < self.standby_at_ns
+        {
             return;
         }
         match self.start_worker(Kind::StandBy) {

@@ -57,9 +57,20 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// What socket(2) and connect(2) answer; `EINVAL` for a name that is too long.
 pub fn connect_datagram(name: &[u8]) -> io::Result<OwnedFd> {
+    connect(name, libc::SOCK_DGRAM)
+}
+
+/// A connection to a [`listen`]ing socket.
+///
+/// # Errors
+/// As for [`connect_datagram`].
+pub fn connect_packets(name: &[u8]) -> io::Result<OwnedFd> {
+    connect(name, libc::SOCK_SEQPACKET)
+}
+
+fn connect(name: &[u8], kind: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
-    let socket =
-        check(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    let socket = check(unsafe { libc::socket(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: the descriptor is new, and nobody else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let (mut address, len) = address_of(name)?;
