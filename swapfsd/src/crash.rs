@@ -41,13 +41,17 @@ pub enum Point {
     ZmemMovePublished,
     /// `zmem`: a recompressed object is stored and not published.
     ZmemRecompressed,
+    /// `zmem`: a recompressed object is published, the old one not freed.
+    ZmemRecompressPublished,
     /// `zmem`: a record of the index of identical pages was changed.
     ZmemIndexed,
+    /// `zmem`: half of what a predecessor left is taken over.
+    ZmemActivating,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 16] = [
+    pub const ALL: [Point; 18] = [
         Point::LinearMarked,
         Point::LinearWritten,
         Point::LinearDiscarded,
@@ -63,7 +67,9 @@ impl Point {
         Point::ZmemMoved,
         Point::ZmemMovePublished,
         Point::ZmemRecompressed,
+        Point::ZmemRecompressPublished,
         Point::ZmemIndexed,
+        Point::ZmemActivating,
     ];
 
     /// The name that [`arm_from_environment`] takes: as it stands in the source.

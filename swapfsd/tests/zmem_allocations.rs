@@ -30,6 +30,7 @@ fn read_write_discard_and_errors_allocate_nothing() {
                 dedup,
             };
             let zmem = Zmem::new(100_000, &options, 2, &Held::private()).unwrap();
+            zmem.activate().unwrap();
             let pages: Vec<Vec<u8>> =
                 (0..64).map(|n| page(n, [0, 100, 300, 512][n as usize % 4])).collect();
             let large: Vec<u8> = pages.concat();

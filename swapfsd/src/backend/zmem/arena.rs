@@ -12,12 +12,24 @@
 //! ```
 //!
 //! Of each segment there is one word: its state, and the bytes of it that live objects take.
-//! Both can be had again by one scan of the slot table.
+//! Whether a segment is populated must be right whenever the process is killed, so while that
+//! changes the word says just this. All else can be had again by one scan of the slot table.
+//!
+//! * [`reserve`]: populating and releasing.
+//! * [`adopt`]: the arena of a predecessor.
+
+pub(super) mod adopt;
+mod reserve;
 
 use super::entry::{Location, MAX_ARENA_BYTES};
+use super::kept::{ARENA_REGION, Kept, Layout};
+use crate::crash::{self, Point};
+use crate::held::Held;
 use crate::sync::{Condvar, Mutex};
 use crate::sys::memory::Mapping;
+use adopt::Warmed;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use swapfs_format::PAGE_LEN;
@@ -28,6 +40,9 @@ pub(super) const SEGMENT_BYTES: usize = 256 << 10;
 const FRAMES_PER_SEGMENT: u32 = (SEGMENT_BYTES / PAGE_LEN) as u32;
 /// Segments that only the compactor may take: it needs some to make any free.
 pub(super) const COMPACTOR_SEGMENTS: usize = 2;
+/// Frames for the table that can be ready beside those of the segment that is being used up: few
+/// writers race for one, and a process that is killed leaves few that it had not yet linked.
+const MAX_FREE_FRAMES: usize = 4 * FRAMES_PER_SEGMENT as usize;
 /// How long a write waits for a free segment before it is refused.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -44,6 +59,8 @@ pub(super) enum State {
     Victim = 4,
     /// Pages of the slot table.
     Table = 5,
+    /// Being populated or released. A kill leaves it so, and its memory in any state.
+    Changing = 6,
 }
 
 const STATE_SHIFT: u32 = 24;
@@ -61,8 +78,14 @@ impl State {
             2 => State::Open,
             3 => State::Sealed,
             4 => State::Victim,
-            _ => State::Table,
+            5 => State::Table,
+            _ => State::Changing,
         }
+    }
+
+    /// All of its memory is there.
+    fn is_populated(self) -> bool {
+        !matches!(self, State::Unpopulated | State::Changing)
     }
 }
 
@@ -80,8 +103,6 @@ struct Pools {
     free: Vec<u32>,
     /// Given back to the system; only the reserve's thread uses it.
     released: Vec<u32>,
-    /// Segments from here on were never populated.
-    untouched: u32,
     /// Frames for the table that are ready, and where the next come from.
     frames: Vec<u32>,
     table_segment: Option<(u32, u32)>,
@@ -93,8 +114,7 @@ struct Pools {
 pub(super) struct Arena {
     mapping: Mapping,
     /// State and live bytes of each segment, in memory that is there as soon as the segment is.
-    info: Mapping,
-    segment_count: u32,
+    kept: Arc<Kept>,
     limit_segments: u32,
     reserve_segments: usize,
     /// So many writes wait for a segment at most: the other threads are for reads.
@@ -118,37 +138,39 @@ pub(super) struct Arena {
     freed_bytes: AtomicU64,
     no_gain_until: AtomicU64,
     max_used_segments: AtomicU32,
+    warmed: Warmed,
+}
+
+/// The layout of an arena for `limit_bytes` of objects and table, with `reserve_bytes` free
+/// beside them: limit, reserve, and all segments that it can have.
+pub(super) fn segments_for(limit_bytes: u64, reserve_bytes: u64) -> (u32, u32, u32) {
+    let segments = |bytes: u64| bytes.min(MAX_ARENA_BYTES / 2).div_ceil(SEGMENT_BYTES as u64);
+    let limit = segments(limit_bytes).max(4) as u32;
+    let reserve = segments(reserve_bytes).max(4) as u32;
+    (limit, reserve, limit + 2 * reserve + 2 * COMPACTOR_SEGMENTS as u32)
 }
 
 impl Arena {
-    /// An arena for `limit_bytes` of objects and table, with `reserve_bytes` populated at once.
+    /// The arena that `kept` lays out: nothing of it is populated, or what a predecessor has.
     ///
     /// # Errors
-    /// No address space, or no memory for the reserve.
-    pub(super) fn new(
-        limit_bytes: u64,
-        reserve_bytes: u64,
-        max_waiting: usize,
-    ) -> io::Result<Arena> {
-        let segments = |bytes: u64| bytes.min(MAX_ARENA_BYTES / 2).div_ceil(SEGMENT_BYTES as u64);
-        let limit_segments = segments(limit_bytes).max(4) as u32;
-        let reserve_segments = segments(reserve_bytes).max(4) as usize;
-        let segment_count =
-            limit_segments + 2 * reserve_segments as u32 + 2 * COMPACTOR_SEGMENTS as u32;
-        let info_bytes = (segment_count as usize * 4).next_multiple_of(PAGE_LEN);
+    /// No address space.
+    pub(super) fn new(held: &Held, kept: Arc<Kept>, max_waiting: usize) -> io::Result<Arena> {
+        let Layout { segment_count, limit_segments, reserve_segments, .. } = *kept.layout();
+        let mapping = held.map(ARENA_REGION, segment_count as usize * SEGMENT_BYTES)?;
+        // Measured: huge pages make nothing here faster that can be seen (RESULTS.md).
+        drop(mapping.use_small_pages());
         let arena = Arena {
-            mapping: Mapping::new(segment_count as usize * SEGMENT_BYTES, false)?,
-            info: Mapping::new(info_bytes, false)?,
-            segment_count,
+            mapping,
+            kept,
             limit_segments,
-            reserve_segments,
+            reserve_segments: reserve_segments as usize,
             max_waiting,
             pools: Mutex::new(Pools {
                 // What is free beyond the reserve is given back, but maybe not at once.
                 free: Vec::with_capacity(segment_count as usize),
                 released: Vec::with_capacity(segment_count as usize),
-                untouched: 0,
-                frames: Vec::with_capacity(2 * FRAMES_PER_SEGMENT as usize),
+                frames: Vec::with_capacity(MAX_FREE_FRAMES),
                 table_segment: None,
                 waiting: 0,
             }),
@@ -164,31 +186,24 @@ impl Arena {
             freed_bytes: AtomicU64::new(0),
             no_gain_until: AtomicU64::new(0),
             max_used_segments: AtomicU32::new(0),
+            warmed: Warmed::new(segment_count)?,
         };
-        // Measured: huge pages make nothing here faster that can be seen (RESULTS.md).
-        drop(arena.mapping.use_small_pages());
-        while arena.free_segments() < reserve_segments {
-            arena.populate_one()?;
-        }
+        arena.touch_lists();
         Ok(arena)
     }
 
     fn info(&self, segment: u32) -> &AtomicU32 {
-        assert!(segment < self.segment_count);
-        // SAFETY: inside the mapping, as just checked.
-        let word = unsafe { self.info.as_ptr().cast::<AtomicU32>().add(segment as usize) };
-        // SAFETY: aligned, zeroed at the start, only ever accessed through these atomics.
-        unsafe { &*word }
+        self.kept.information(segment)
     }
 
     /// Segments that were ever populated are below this number.
     pub(super) fn touched_segments(&self) -> u32 {
-        self.pools.lock().untouched
+        self.kept.untouched()
     }
 
     /// Can anything lie at `location`? A damaged entry may say anything.
     pub(super) fn may_hold(&self, location: Location) -> bool {
-        location / (SEGMENT_BYTES as Location) < Location::from(self.segment_count)
+        location / (SEGMENT_BYTES as Location) < Location::from(self.kept.untouched())
     }
 
     /// State and live bytes of a segment.
@@ -283,6 +298,7 @@ impl Arena {
         self.max_used_segments.fetch_max(in_use + 1, Ordering::Relaxed);
         self.info(segment).store(state.bits(), Ordering::Release);
         drop(pools);
+        crash::pass(Point::ZmemSegmentTaken);
         if left <= self.reserve_segments / 4 * 3 {
             self.wake();
         }
@@ -403,13 +419,18 @@ impl Arena {
         // SAFETY: the frame is nobody's but ours until it is linked into the table.
         unsafe { page.write_bytes(0, PAGE_LEN) };
         self.table_frames.fetch_add(1, Ordering::Relaxed);
+        crash::pass(Point::ZmemTablePage);
         Some(frame)
     }
 
     /// Takes a frame back that was never linked.
     pub(super) fn give_frame_back(&self, frame: u32) {
         self.table_frames.fetch_sub(1, Ordering::Relaxed);
-        self.pools.lock().frames.push(frame);
+        let mut pools = self.pools.lock();
+        // One thread gives one back at a time, so there is room; if not, one frame is lost.
+        if pools.frames.len() < MAX_FREE_FRAMES {
+            pools.frames.push(frame);
+        }
     }
 
     /// The 512 words of a table page.
@@ -453,68 +474,6 @@ impl Arena {
     /// There may be something to gain again.
     pub(super) fn forget_no_gain(&self) {
         self.no_gain_until.store(0, Ordering::Relaxed);
-    }
-
-    /// Populates or releases until the reserve is what it shall be: exactly if the volume is
-    /// `idle`, else with some surplus, so that segments do not go back and forth. May wait for
-    /// memory: it is in nobody's way. Only one thread may be in here.
-    pub(super) fn keep_reserve(&self, stop: &AtomicBool, idle: bool) -> io::Result<()> {
-        let surplus_from = if idle { self.reserve_segments } else { self.surplus_from() };
-        while !stop.load(Ordering::Relaxed) {
-            let free = self.free_segments();
-            if free < self.reserve_segments {
-                if !self.populate_one()? {
-                    return Ok(());
-                }
-            } else if free > surplus_from {
-                self.release_one()?;
-            } else {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes one more segment free; false if there is none.
-    fn populate_one(&self) -> io::Result<bool> {
-        let segment = {
-            let mut pools = self.pools.lock();
-            match pools.released.pop() {
-                Some(segment) => segment,
-                None if pools.untouched < self.segment_count => {
-                    pools.untouched += 1;
-                    pools.untouched - 1
-                }
-                None => return Ok(false),
-            }
-        };
-        let offset = segment as usize * SEGMENT_BYTES;
-        if let Err(error) = self.mapping.populate_range(offset, SEGMENT_BYTES) {
-            self.pools.lock().released.push(segment);
-            return Err(error);
-        }
-        // Also puts the page of its information in place.
-        self.info(segment).store(State::Free.bits(), Ordering::Release);
-        self.populated.fetch_add(1, Ordering::Relaxed);
-        let mut pools = self.pools.lock();
-        pools.free.push(segment);
-        self.became_free(&pools);
-        drop(pools);
-        Ok(true)
-    }
-
-    fn release_one(&self) -> io::Result<()> {
-        let Some(segment) = self.pools.lock().free.pop() else { return Ok(()) };
-        self.info(segment).store(State::Unpopulated.bits(), Ordering::Release);
-        let released = self.mapping.release(segment as usize * SEGMENT_BYTES, SEGMENT_BYTES);
-        if released.is_err() {
-            self.info(segment).store(State::Free.bits(), Ordering::Release);
-            self.pools.lock().free.push(segment);
-            return released;
-        }
-        self.populated.fetch_sub(1, Ordering::Relaxed);
-        self.pools.lock().released.push(segment);
-        Ok(())
     }
 
     pub(super) fn free_segments(&self) -> usize {

@@ -12,6 +12,7 @@ use super::counters::Field;
 use super::entry::Entry;
 use super::pool::{OpenSegment, Purpose};
 use super::{LOOK, Store};
+use crate::crash::{self, Point};
 use crate::sys::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,6 +41,9 @@ pub(super) fn run(store: &Store) {
     // Nothing was due when last nothing had changed.
     let mut at_rest = false;
     let mut rounds_in_vain = 0;
+    if !store.wait_until_active() {
+        return;
+    }
     while !store.stop.load(Ordering::Relaxed) {
         let urgent = store.pool.arena.take_urgent();
         let changes = store.pool.arena.changes();
@@ -166,10 +170,12 @@ fn move_object(store: &Store, open: &mut OpenSegment, slot: u64, cell: &AtomicU6
     let Some((bytes, checksum)) = store.pool.unchecked(&object) else { return };
     let moved = store.place(open, Purpose::Compact, object.encoding, checksum, bytes);
     let Some(moved) = moved else { return };
-    let new = Entry::object(moved).with_history_of(entry);
+    crash::pass(Point::ZmemMoved);
+    let new = moved.with_history_of(entry);
     // The age may have changed since: that is no loss.
     cell.store(new.0, Ordering::Release);
     drop(alone);
+    crash::pass(Point::ZmemMovePublished);
     store.release(entry);
     store.counters.add(Field::Compacted, 1);
 }

@@ -46,6 +46,11 @@ pub(super) enum Field {
     Size0,
 }
 
+/// Does that counter follow from the table's entries? The first ones do, and the histogram.
+fn is_of_entries(index: usize) -> bool {
+    index <= Field::EncodedBytes as usize || index >= Field::Size0 as usize
+}
+
 const FIELDS: usize = Field::Size0 as usize + SIZE_STEPS;
 
 #[derive(Debug)]
@@ -90,28 +95,60 @@ impl Counters {
 
     fn count_entry(&self, entry: Entry, sign: i64) {
         let shard = self.shard();
-        let add = |index: usize, count: i64| {
+        for_each_count(entry.meaning(), |index, count| {
             shard[index].fetch_add(sign * count, Ordering::Relaxed);
-        };
-        match entry.meaning() {
-            Meaning::Absent => return,
-            Meaning::SameFilled(_) | Meaning::SameFilledBeside(_) => {
-                add(Field::SamePages as usize, 1);
-            }
-            Meaning::Object(object) => {
-                let kind = match object.encoding {
-                    Encoding::Raw => Field::RawPages,
-                    Encoding::Lz4 => Field::Lz4Pages,
-                    Encoding::Zstd => Field::ZstdPages,
-                };
-                add(kind as usize, 1);
-                add(Field::EncodedBytes as usize, object.len as i64);
-                add(Field::Size0 as usize + (object.len - 1) / 256, 1);
-            }
-            Meaning::Damaged => {}
-        }
-        add(Field::Pages as usize, 1);
+        });
     }
+
+    /// What a predecessor's table says, in place of what was counted.
+    pub(super) fn adopt(&self, tally: &Tally) {
+        for (index, &count) in tally.0.iter().enumerate() {
+            if is_of_entries(index) {
+                for shard in &self.0 {
+                    shard.0[index].store(0, Ordering::Relaxed);
+                }
+                self.shard()[index].store(count, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Counts of one thread that nobody else looks at.
+#[derive(Debug)]
+pub(super) struct Tally([i64; FIELDS]);
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally([0; FIELDS])
+    }
+}
+
+impl Tally {
+    /// A slot's entry says `meaning`.
+    pub(super) fn add(&mut self, meaning: Meaning) {
+        for_each_count(meaning, |index, count| self.0[index] += count);
+    }
+}
+
+/// Calls `add` with each counter that an entry counts in, and how much.
+#[inline]
+fn for_each_count(meaning: Meaning, mut add: impl FnMut(usize, i64)) {
+    match meaning {
+        Meaning::Absent => return,
+        Meaning::SameFilled(_) | Meaning::SameFilledBeside(_) => add(Field::SamePages as usize, 1),
+        Meaning::Object(object) => {
+            let kind = match object.encoding {
+                Encoding::Raw => Field::RawPages,
+                Encoding::Lz4 => Field::Lz4Pages,
+                Encoding::Zstd => Field::ZstdPages,
+            };
+            add(kind as usize, 1);
+            add(Field::EncodedBytes as usize, object.len as i64);
+            add(Field::Size0 as usize + (object.len - 1) / 256, 1);
+        }
+        Meaning::Damaged => {}
+    }
+    add(Field::Pages as usize, 1);
 }
 
 /// Names of the histogram's steps: pages whose encoded bytes are at most so many.
@@ -163,7 +200,7 @@ pub(super) fn report(store: &Store, report: &mut dyn FnMut(&'static str, u64)) {
     report("recompressed_saved_bytes", counters.sum(Field::RecompressedSavedBytes));
     report("recompress_tried_pages", counters.sum(Field::RecompressTried));
     let (shared, indexed) =
-        store.dedup.as_ref().map_or((0, 0), |dedup| (dedup.shared_pages(), dedup.indexed()));
+        store.dedup().map_or((0, 0), |dedup| (dedup.shared_pages(), dedup.indexed()));
     report("dedup_shared_pages", shared);
     report("dedup_indexed_objects", indexed);
     for (step, name) in SIZE_NAMES.into_iter().enumerate() {

@@ -11,16 +11,28 @@
 //! in by a write.
 //!
 //! How many entries name an object stands in its record. An object without one has one entry.
+//!
+//! **Counting again.** After a kill the index is filled from the table. It must then have a record
+//! for each object with several entries, though a bucket may be too small for all objects that
+//! belong there. So an entry that was made for an object found here says so
+//! ([`Entry::shared_object`]), and a record whose object had such an entry is kept for as long
+//! as the object lives, never displaced. There are no more of those in a bucket than it has
+//! places, so they can all be put in first, and then what else there is room for. (A kill in the
+//! middle of a split changes nothing about that: what was in the old bucket fits into it.)
 
 use super::Store;
 use super::arena::State;
 use super::entry::{Entry, Object};
+use super::kept::{INDEX_REGION, Kept};
 use super::pool::Pool;
 use crate::codec::{self, Encoding};
+use crate::crash::{self, Point};
+use crate::held::Held;
 use crate::sync::Mutex;
 use crate::sys::memory::Mapping;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use swapfs_format::PAGE_LEN;
 
 /// Records of a bucket.
@@ -43,15 +55,35 @@ struct Record {
     entries: u32,
 }
 
+/// In `entries`: there was more than one, and there may be a table entry that says so.
+const SHARED: u32 = 1 << 31;
+/// In `entries`: the number.
+const ENTRIES_MASK: u32 = SHARED - 1;
+
+impl Record {
+    fn entries(&self) -> u32 {
+        self.entries & ENTRIES_MASK
+    }
+}
+
 /// The index.
 #[derive(Debug)]
 pub(super) struct Dedup {
     memory: Mapping,
-    buckets: AtomicU32,
+    /// Has the number of buckets.
+    kept: Arc<Kept>,
     max_buckets: u32,
     locks: Box<[Mutex<()>]>,
     records: AtomicU64,
     shared: AtomicU64,
+    on: AtomicBool,
+}
+
+/// Buckets that an index for the objects of `limit_bytes` can have.
+pub(super) fn max_buckets_for(limit_bytes: u64) -> u32 {
+    // Objects of a kilobyte, four in a bucket.
+    let max_buckets = (limit_bytes / 4096).clamp(u64::from(LOCKS), 1 << 31) as u32;
+    max_buckets.next_power_of_two()
 }
 
 fn hash(checksum: u32, object: &Object) -> u32 {
@@ -60,24 +92,39 @@ fn hash(checksum: u32, object: &Object) -> u32 {
 }
 
 impl Dedup {
-    /// An index for the objects of `limit_bytes` of memory; nearly all of it is only addresses.
+    /// An index as large as `kept` says; nearly all of it is only addresses.
     ///
     /// # Errors
     /// No address space, or no memory for the start.
-    pub(super) fn new(limit_bytes: u64) -> io::Result<Dedup> {
-        // Objects of a kilobyte, four in a bucket.
-        let max_buckets = (limit_bytes / 4096).clamp(u64::from(LOCKS), 1 << 31) as u32;
-        let max_buckets = max_buckets.next_power_of_two();
-        let memory = Mapping::new(max_buckets as usize * BUCKET_BYTES, false)?;
-        memory.populate_range(0, LOCKS as usize * BUCKET_BYTES)?;
+    pub(super) fn new(held: &Held, kept: Arc<Kept>, on: bool) -> io::Result<Dedup> {
+        let max_buckets = kept.layout().max_buckets;
+        let memory = held.map(INDEX_REGION, max_buckets as usize * BUCKET_BYTES)?;
+        let start_bytes = LOCKS as usize * BUCKET_BYTES;
+        if kept.is_adopted() {
+            memory.map_present(0, start_bytes)?;
+        } else {
+            // The start is there also if there is no index: a successor may have one.
+            if on || held.is_shared() {
+                memory.populate_range(0, start_bytes)?;
+            }
+            if on {
+                kept.set_buckets(LOCKS);
+            }
+        }
         Ok(Dedup {
             memory,
-            buckets: AtomicU32::new(LOCKS),
+            kept,
             max_buckets,
             locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
             records: AtomicU64::new(0),
             shared: AtomicU64::new(0),
+            on: AtomicBool::new(on),
         })
+    }
+
+    /// There is an index.
+    pub(super) fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
     }
 
     /// Entries that name an object that another one names too.
@@ -103,7 +150,7 @@ impl Dedup {
     fn with_bucket<T>(&self, hash: u32, work: impl FnOnce(&mut [Record; WAYS]) -> T) -> T {
         let _alone = self.locks[(hash % LOCKS) as usize].lock();
         // Buckets of this lock are split only under it, so this does not change for this hash.
-        let bucket = Self::bucket_of(hash, self.buckets.load(Ordering::Acquire));
+        let bucket = Self::bucket_of(hash, self.kept.buckets());
         work(self.bucket(bucket))
     }
 
@@ -119,7 +166,8 @@ impl Dedup {
         unsafe { &mut *start.cast() }
     }
 
-    /// Finds an object with these bytes, or makes one with `append` and remembers it. With
+    /// Finds an object with these bytes, or makes one with `append` and remembers it; answers an
+    /// entry for it, which the caller publishes or [releases](Dedup::release). With
     /// `or_nothing`, an object that can't be remembered is not made: an object that many entries
     /// name shall not be moved once for each of them.
     pub(super) fn store(
@@ -130,21 +178,22 @@ impl Dedup {
         checksum: u32,
         bytes: &[u8],
         append: impl FnOnce() -> Option<Object>,
-    ) -> Option<Object> {
+    ) -> Option<Entry> {
         let key = hash(checksum, &Object { encoding, location: 0, len: bytes.len() });
         let found = self.with_bucket(key, |bucket| {
-            for record in bucket.iter_mut().filter(|record| record.entries > 0) {
+            for record in bucket.iter_mut().filter(|record| record.entries() > 0) {
                 let Some(object) = Entry(record.object).as_object() else { continue };
                 if record.checksum == checksum
-                    && record.entries < u32::MAX
+                    && record.entries() < ENTRIES_MASK
                     && object.encoding == encoding
                     && pool.arena.state_at(object.location) != State::Victim
                     && pool
                         .unchecked(&object)
                         .is_some_and(|(stored, sum)| sum == checksum && stored == bytes)
                 {
-                    record.entries += 1;
-                    return Some(object);
+                    record.entries = (record.entries + 1) | SHARED;
+                    crash::pass(Point::ZmemIndexed);
+                    return Some(Entry::shared_object(object));
                 }
             }
             None
@@ -156,14 +205,14 @@ impl Dedup {
         let object = append()?;
         let record = Record { object: Entry::object(object).0, checksum, entries: 1 };
         let remembered = self.with_bucket(key, |bucket| {
-            let free = bucket.iter().position(|record| record.entries == 0);
+            let free = bucket.iter().position(|record| record.entries() == 0);
             if free.is_some() {
                 self.records.fetch_add(1, Ordering::Relaxed);
             }
-            // Full: an object that one entry names needs no record.
-            let place = free.or_else(|| bucket.iter().position(|record| record.entries == 1));
+            let place = free.or_else(|| displaceable(bucket));
             if let Some(place) = place {
                 bucket[place] = record;
+                crash::pass(Point::ZmemIndexed);
             }
             place.is_some()
         });
@@ -174,7 +223,7 @@ impl Dedup {
         if self.is_small() {
             pool.arena.wake();
         }
-        Some(object)
+        Some(Entry::object(object))
     }
 
     /// An entry does not name the object any more; with the last one it is freed.
@@ -184,15 +233,18 @@ impl Dedup {
         let Ok((_, checksum)) = pool.checked(object) else { return };
         let named = Entry::object(*object).0;
         let last = self.with_bucket(hash(checksum, object), |bucket| {
-            let found = |record: &&mut Record| record.entries > 0 && record.object == named;
+            let found = |record: &&mut Record| record.entries() > 0 && record.object == named;
             let Some(record) = bucket.iter_mut().find(found) else { return true };
             record.entries -= 1;
-            if record.entries == 0 {
+            crash::pass(Point::ZmemIndexed);
+            let last = record.entries() == 0;
+            if last {
+                record.entries = 0;
                 self.records.fetch_sub(1, Ordering::Relaxed);
             } else {
                 self.shared.fetch_sub(1, Ordering::Relaxed);
             }
-            record.entries == 0
+            last
         });
         if last {
             pool.free(object);
@@ -201,7 +253,7 @@ impl Dedup {
 
     /// There are more objects than the buckets shall hold.
     fn is_small(&self) -> bool {
-        let buckets = self.buckets.load(Ordering::Relaxed);
+        let buckets = self.kept.buckets();
         buckets < self.max_buckets && self.indexed() > u64::from(buckets) * RECORDS_PER_BUCKET
     }
 
@@ -211,7 +263,7 @@ impl Dedup {
     /// No memory for more buckets.
     pub(super) fn grow(&self) -> io::Result<()> {
         while self.is_small() {
-            let buckets = self.buckets.load(Ordering::Relaxed);
+            let buckets = self.kept.buckets();
             if buckets.is_multiple_of(BUCKETS_PER_PAGE) {
                 self.memory.populate_range(buckets as usize * BUCKET_BYTES, PAGE_LEN)?;
             }
@@ -227,32 +279,107 @@ impl Dedup {
         let (from, to) = (self.bucket(old), self.bucket(new));
         for (record, place) in from.iter_mut().zip(to.iter_mut()) {
             let Some(object) = Entry(record.object).as_object() else { continue };
-            if record.entries > 0 && Self::bucket_of(hash(record.checksum, &object), new + 1) == new
-            {
+            let hash = hash(record.checksum, &object);
+            if record.entries() > 0 && Self::bucket_of(hash, new + 1) == new {
                 *place = *record;
                 record.entries = 0;
             }
         }
-        self.buckets.store(new + 1, Ordering::Release);
+        self.kept.set_buckets(new + 1);
+    }
+
+    /// Puts the predecessor's index into this process's page tables.
+    ///
+    /// # Errors
+    /// What madvise(2) answers.
+    pub(super) fn map_present(&self) -> io::Result<()> {
+        let bytes = self.kept.buckets() as usize * BUCKET_BYTES;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.memory.map_present(0, bytes.next_multiple_of(PAGE_LEN))
+    }
+
+    /// Takes the predecessor's index over, if there is one or this instance shall have one, and
+    /// makes it empty. Nothing else runs.
+    ///
+    /// # Errors
+    /// What madvise(2) answers.
+    pub(super) fn begin_adoption(&self) -> io::Result<()> {
+        let on = self.is_on() || self.kept.buckets() > 0;
+        self.on.store(on, Ordering::Relaxed);
+        if !on {
+            return Ok(());
+        }
+        self.map_present()?;
+        if self.kept.buckets() == 0 {
+            self.kept.set_buckets(LOCKS);
+        }
+        for bucket in 0..self.kept.buckets() {
+            *self.bucket(bucket) = [Record::default(); WAYS];
+        }
+        self.records.store(0, Ordering::Relaxed);
+        self.shared.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Where the object's record belongs; reads it, so that it is in the processor's cache when
+    /// it is needed.
+    pub(super) fn adopted_bucket(&self, checksum: u32, object: &Object) -> u32 {
+        let bucket = Self::bucket_of(hash(checksum, object), self.kept.buckets());
+        std::hint::black_box(self.bucket(bucket)[0].entries);
+        bucket
+    }
+
+    /// An entry names the object. All that say that they are shared come first. Answers whether
+    /// it is the object's first. Nothing else runs.
+    pub(super) fn adopt(&self, bucket: u32, entry: Entry, object: &Object, checksum: u32) -> bool {
+        let named = Entry::object(*object).0;
+        let records = self.bucket(bucket);
+        let known = |record: &&mut Record| record.object == named && record.entries() > 0;
+        if let Some(record) = records.iter_mut().find(known) {
+            record.entries = (record.entries + 1) | SHARED;
+            add_alone(&self.shared);
+            return false;
+        }
+        let free = records.iter().position(|record| record.entries() == 0);
+        if let Some(place) = free {
+            let entries = if entry.is_shared() { 1 | SHARED } else { 1 };
+            records[place] = Record { object: named, checksum, entries };
+            add_alone(&self.records);
+        }
+        // A shared object finds no place only where its checksum is damaged, and such an object
+        // is never freed.
+        true
     }
 
     /// Calls `visit` with each object that has a record, and how many entries name it.
     #[cfg(test)]
     pub(super) fn for_each(&self, mut visit: impl FnMut(Object, u32)) {
-        for bucket in 0..self.buckets.load(Ordering::Acquire) {
+        for bucket in 0..self.kept.buckets() {
             let _alone = self.locks[(bucket % LOCKS) as usize].lock();
-            for record in self.bucket(bucket).iter().filter(|record| record.entries > 0) {
+            for record in self.bucket(bucket).iter().filter(|record| record.entries() > 0) {
                 if let Some(object) = Entry(record.object).as_object() {
-                    visit(object, record.entries);
+                    visit(object, record.entries());
                 }
             }
         }
     }
 }
 
+/// A record that can make room: that of an object that never had but one entry needs none.
+fn displaceable(bucket: &[Record; WAYS]) -> Option<usize> {
+    bucket.iter().position(|record| record.entries == 1)
+}
+
+/// One more, where nobody else counts.
+fn add_alone(number: &AtomicU64) {
+    number.store(number.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
 /// Keeps the index as large as the pool needs it.
 pub(super) fn grow(store: &Store) -> io::Result<()> {
-    store.dedup.as_ref().map_or(Ok(()), Dedup::grow)
+    store.dedup().map_or(Ok(()), Dedup::grow)
 }
 
 const _: () = assert!(size_of::<Record>() == 16);

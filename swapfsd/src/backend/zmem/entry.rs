@@ -2,19 +2,23 @@
 //!
 //! ```text
 //! object       63 ............ 21 | 20 .... 9 | 8 .. 6 |   5   | 4 3 | 2 1 0
-//!              byte in the arena  | length-1  | check  | tried | age | kind 2..4
+//!              byte in the arena  | length-1  | check  | tried | age | kind 2..7
 //! same-filled  63 ............ 16 | 15 .... 8 | 7 6    | 5 4 3       | 2 1 0
 //!              the word, or a CRC |   check   |  0     |  form       | kind 1
 //! absent       0
 //! ```
 //!
-//! `kind` is [`Encoding`]'s number for an object. `check` has the parity of every third bit of
-//! kind, length and place: a flipped bit shall not name another object. The length is that of the encoded bytes; the
+//! `kind` is [`Encoding`]'s number for an object, and 3 more where the object was already there
+//! and this entry names it too: who counts entries again needs to know which objects are shared
+//! ([`super::dedup`]). `check` has the parity of every third bit of kind, length and place: a
+//! flipped bit shall not name another object. The length is that of the encoded bytes; the
 //! object's checksum lies in front of them. `tried` is set when recompression did not pay.
 //!
 //! A same-filled page has its word in the entry, where 48 bits can say it: with zeros above, ones
 //! above, zeros below, or as one 32-bit word twice. Other words stand beside the entry, in the
 //! table's word pages, and the entry has their CRC-32. The check byte is over everything else.
+//! A word is stored while no entry needs the one before it: where the old page is of that kind
+//! too, the new one is for a moment an object ([`word_object`]).
 
 use crate::codec::Encoding;
 
@@ -23,6 +27,8 @@ pub(super) type Location = u64;
 
 const KIND_MASK: u64 = 7;
 const SAME_FILLED: u64 = 1;
+/// From an encoding's number to the kind of one more entry for the same object.
+const SHARED_STEP: u64 = 3;
 const AGE_SHIFT: u32 = 3;
 /// The bits of the age.
 pub(super) const AGE_MASK: u64 = 3 << AGE_SHIFT;
@@ -80,10 +86,23 @@ impl Entry {
 
     pub(super) fn object(object: Object) -> Entry {
         debug_assert!((1..=4096).contains(&object.len) && object.location < MAX_ARENA_BYTES);
-        let bits = object.encoding as u64
-            | (object.len as u64 - 1) << LENGTH_SHIFT
-            | object.location << LOCATION_SHIFT;
+        Entry::of_kind(object.encoding as u64, object)
+    }
+
+    /// One more entry for an object that has one.
+    pub(super) fn shared_object(object: Object) -> Entry {
+        Entry::of_kind(object.encoding as u64 + SHARED_STEP, object)
+    }
+
+    fn of_kind(kind: u64, object: Object) -> Entry {
+        let bits =
+            kind | (object.len as u64 - 1) << LENGTH_SHIFT | object.location << LOCATION_SHIFT;
         Entry(bits | parity_of(bits) << PARITY_SHIFT)
+    }
+
+    /// Made by [`Entry::shared_object`]. Of objects only.
+    pub(super) fn is_shared(self) -> bool {
+        self.0 & KIND_MASK > Encoding::Zstd as u64
     }
 
     /// The entry of a same-filled page, and whether `word` has to be put beside it first.
@@ -123,6 +142,7 @@ impl Entry {
                 _ => Meaning::Damaged,
             };
         }
+        let number = if self.is_shared() { number - SHARED_STEP as u8 } else { number };
         match Encoding::from_number(number) {
             _ if self.0 >> PARITY_SHIFT & 7 != parity_of(self.0) => Meaning::Damaged,
             None => Meaning::Damaged,
@@ -172,15 +192,11 @@ impl Entry {
 const PARITY_SHIFT: u32 = 6;
 /// Kind, length and place: what an object's check bits are over.
 const PARITY_OVER: u64 = KIND_MASK | !0 << LENGTH_SHIFT;
-/// Every third bit.
-const THIRDS: u64 = 0x9249_2492_4924_9249;
 
-/// Three bits of parity: each flipped bit changes one of them.
+/// Three bits of parity, of every third bit each: each flipped bit changes one of them.
 fn parity_of(bits: u64) -> u64 {
-    let covered = bits & PARITY_OVER;
-    (0..3).fold(0, |check, step| {
-        check | u64::from((covered & THIRDS << step).count_ones() & 1) << step
-    })
+    // Folded by multiples of three, so that thirds stay together.
+    [48, 24, 12, 6, 3].into_iter().fold(bits & PARITY_OVER, |folded, by| folded ^ folded >> by) & 7
 }
 
 fn check_of(bits: u64) -> u64 {
@@ -192,10 +208,43 @@ pub(super) fn word_checksum(word: u64) -> u32 {
     crc32fast::hash(&word.to_le_bytes())
 }
 
+/// Bytes of a [`word_object`].
+pub(super) const WORD_OBJECT_BYTES: usize = 45;
+
+/// The LZ4 block of the page that `word` fills: the word, the same 4072 bytes on, and, since
+/// a block ends with literals, the word twice. (lz4_Block_format.md)
+pub(super) fn word_object(word: u64) -> [u8; WORD_OBJECT_BYTES] {
+    const MATCH: usize = 4096 - 8 - 16;
+    // A length of 15 and more goes on in bytes of up to 255; a match is 4 longer than it says.
+    const REST: usize = MATCH - 4 - 15;
+    let mut block = [0xff; WORD_OBJECT_BYTES];
+    let word = word.to_ne_bytes();
+    block[0] = 8 << 4 | 15;
+    block[1..9].copy_from_slice(&word);
+    block[9..11].copy_from_slice(&8u16.to_le_bytes());
+    // All 255 but the last one.
+    let match_end = 11 + REST / 255 + 1;
+    block[match_end - 1] = (REST % 255) as u8;
+    block[match_end] = 15 << 4;
+    block[match_end + 1] = 16 - 15;
+    block[match_end + 2..match_end + 10].copy_from_slice(&word);
+    block[match_end + 10..].copy_from_slice(&word);
+    block
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn each_bit_of_parity_is_that_of_every_third_bit() {
+        for bit in 0..64 {
+            let bits = 1u64 << bit;
+            let expected = if bits & PARITY_OVER == 0 { 0 } else { 1 << (bit % 3) };
+            assert_eq!(parity_of(bits), expected, "bit {bit}");
+        }
+    }
 
     #[test]
     fn words_that_fit_stand_in_the_entry() {
@@ -239,10 +288,19 @@ mod tests {
         ) {
             let encoding = Encoding::from_number(number).unwrap();
             let object = Object { encoding, location, len };
-            match Entry(Entry::object(object).0 ^ 1u64 << bit).meaning() {
-                Meaning::Object(read) => prop_assert_eq!(read, object),
-                other => prop_assert!(!matches!(other, Meaning::Absent)),
+            for entry in [Entry::object(object), Entry::shared_object(object)] {
+                match Entry(entry.0 ^ 1u64 << bit).meaning() {
+                    Meaning::Object(read) => prop_assert_eq!(read, object),
+                    other => prop_assert!(!matches!(other, Meaning::Absent)),
+                }
             }
+        }
+
+        #[test]
+        fn the_object_of_a_word_is_its_page(word in any::<u64>()) {
+            let mut page = [0; 4096];
+            prop_assert!(crate::codec::decode(Encoding::Lz4, &word_object(word), &mut page));
+            prop_assert_eq!(crate::codec::same_filled(&page), Some(word));
         }
 
         #[test]
@@ -257,6 +315,10 @@ mod tests {
             }
             prop_assert_eq!(entry.age(), ticks.min(OLDEST));
             prop_assert_eq!(entry.tried().as_object(), Some(object));
+            let shared = Entry::shared_object(object).with_history_of(entry);
+            prop_assert_eq!(shared.as_object(), Some(object));
+            prop_assert!(shared.is_shared() && !entry.is_shared());
+            prop_assert_eq!(shared.age(), entry.age());
             prop_assert!(!entry.was_tried() && entry.tried().was_tried());
         }
 

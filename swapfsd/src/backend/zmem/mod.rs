@@ -13,7 +13,14 @@
 //! * [`recompress`]: stores cold pages again by zstd.
 //! * [`dedup`]: one object for identical pages.
 //! * [`fanout`]: a large write on several threads.
-//! * [`derived`]: all of the arena's counts again, from a scan of the table.
+//! * [`kept`]: what else outlives the process, where a supervisor holds the memory.
+//! * [`derived`]: everything that is not in the table again, from a scan of it.
+//!
+//! **Killed at any instruction**, a successor finds the table in a state in which each slot has
+//! its old page or its new one. What it must be able to rely on is little: an object's bytes are
+//! there before the entry that names it is published, and stay until that entry was replaced; a
+//! page of the table is zeros before it is linked; a segment that says that it is populated is;
+//! and a word beside an entry is not changed while the entry needs it.
 //!
 //! **Who may read an object.** A slot's lock (one of a few hundred, [`Slots`]) is shared by those
 //! who read the slot's object and taken alone by who changes its entry. An object is freed only
@@ -25,25 +32,27 @@ mod arena;
 mod compact;
 mod counters;
 mod dedup;
-#[cfg(test)]
 mod derived;
 mod entry;
 mod fanout;
+mod kept;
 mod pool;
 mod recompress;
 mod table;
 
 use super::{AtStart, Backend};
 use crate::codec::{self, Decoder, Encoded, Encoder, Encoding};
+use crate::crash::{self, Point};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::held::Held;
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Condvar, Mutex, RwLock};
 use crate::sys::memory;
 use arena::{Arena, Role};
 use counters::{Counters, Field};
 use dedup::Dedup;
 use entry::{AGE_MASK, Entry, Meaning, Object};
 use fanout::Fanout;
+use kept::{Kept, Layout};
 use pool::{OpenSegment, Pool, Purpose};
 use std::cell::Cell;
 use std::io;
@@ -83,10 +92,14 @@ struct Store {
     table: Table,
     pool: Pool,
     slots: Slots,
-    dedup: Option<Dedup>,
+    dedup: Dedup,
     counters: Counters,
     writers: Box<[Mutex<Writer>]>,
     decoders: Box<[Mutex<Decoder>]>,
+    kept: Arc<Kept>,
+    /// Until it is active, the memory is a predecessor's and nothing is changed in it.
+    active: Mutex<bool>,
+    activated: Condvar,
     stop: AtomicBool,
 }
 
@@ -121,25 +134,30 @@ fn lock_any<T>(things: &[Mutex<T>]) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Zmem {
-    /// A volume of `slot_count` slots, all of them absent, served by `threads` threads.
+    /// A volume of `slot_count` slots, served by `threads` threads: all of them absent, or what
+    /// a predecessor leaves in `held` when it dies. Nothing of that is changed before
+    /// [`Backend::activate`], and all memory that this instance ever needs is taken here.
     ///
     /// # Errors
-    /// No memory for the reserve, or no thread.
+    /// No memory for the reserve, or no thread; or what is held is not a volume like this one.
     pub fn new(
         slot_count: u64,
         options: &ZmemOptions,
         threads: u32,
-        _held: &Held,
+        held: &Held,
     ) -> io::Result<Zmem> {
-        let limit_bytes = options.limit_bytes.unwrap_or_else(|| default_limit(slot_count));
-        let reserve_bytes = options.reserve_bytes.min(limit_bytes);
-        let arena =
-            Arc::new(Arena::new(limit_bytes, reserve_bytes, (threads as usize).max(6) - 2)?);
+        let kept = Arc::new(Kept::new(held, layout(slot_count, options))?);
+        let max_waiting = (threads as usize).max(6) - 2;
+        let arena = Arc::new(Arena::new(held, Arc::clone(&kept), max_waiting)?);
+        let dedup = Dedup::new(held, Arc::clone(&kept), options.dedup)?;
+        if !held.is_adopted() {
+            arena.fill_reserve()?;
+        }
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let writers = threads as usize + processors + 1;
         let store = Arc::new(Store {
-            table: Table::new(Arc::clone(&arena), slot_count),
-            dedup: options.dedup.then(|| Dedup::new(limit_bytes)).transpose()?,
+            table: Table::new(Arc::clone(&arena), Arc::clone(&kept), slot_count),
+            dedup,
             pool: Pool { arena },
             slots: Slots((0..LOCKS).map(|_| RwLock::new(())).collect()),
             counters: Counters::default(),
@@ -150,6 +168,9 @@ impl Zmem {
                 })
                 .collect(),
             decoders: (0..writers).map(|_| Mutex::new(Decoder::default())).collect(),
+            kept,
+            active: Mutex::new(false),
+            activated: Condvar::new(),
             stop: AtomicBool::new(false),
         });
         let fanout = Fanout::new(processors)?;
@@ -172,7 +193,11 @@ impl Zmem {
 
 impl Drop for Zmem {
     fn drop(&mut self) {
-        self.store.stop.store(true, Ordering::SeqCst);
+        {
+            let _unchanged = self.store.active.lock();
+            self.store.stop.store(true, Ordering::SeqCst);
+        }
+        self.store.activated.notify_all();
         self.fanout.stop();
         for thread in self.threads.drain(..) {
             while !thread.is_finished() {
@@ -191,15 +216,41 @@ fn default_limit(slot_count: u64) -> u64 {
     (memory::total_bytes() / 2).min(uncompressed)
 }
 
+/// How a new volume's memory is divided up.
+fn layout(slot_count: u64, options: &ZmemOptions) -> Layout {
+    let limit_bytes = options.limit_bytes.unwrap_or_else(|| default_limit(slot_count));
+    let reserve_bytes = options.reserve_bytes.min(limit_bytes);
+    let (limit_segments, reserve_segments, segment_count) =
+        arena::segments_for(limit_bytes, reserve_bytes);
+    Layout {
+        slot_count,
+        node_slots: table::NODE_SLOTS,
+        segment_count,
+        limit_segments,
+        reserve_segments,
+        max_buckets: dedup::max_buckets_for(limit_bytes),
+    }
+}
+
 fn keep_reserve(store: &Store) {
     let arena = &store.pool.arena;
     let mut said = false;
     let mut changes_before = 0;
+    if !store.wait_until_active() {
+        return;
+    }
+    let mut holes = store.kept.is_adopted();
     while !store.stop.load(Ordering::Relaxed) {
         let changes = arena.changes();
         let idle = changes == changes_before;
         changes_before = changes;
-        match arena.keep_reserve(&store.stop, idle).and_then(|()| dedup::grow(store)) {
+        let kept = arena.keep_reserve(&store.stop, idle).and_then(|()| dedup::grow(store));
+        let kept = match holes {
+            true => kept.and_then(|()| arena.release_holes(&store.stop)),
+            false => kept,
+        };
+        holes &= kept.is_err();
+        match kept {
             Ok(()) => said = false,
             Err(error) if !said => {
                 log::warn!("the reserve of memory can't be kept: {error}");
@@ -212,6 +263,20 @@ fn keep_reserve(store: &Store) {
 }
 
 impl Store {
+    /// For the threads of the background; false if there will be nothing to do.
+    fn wait_until_active(&self) -> bool {
+        let mut active = self.active.lock();
+        while !*active && !self.stop.load(Ordering::SeqCst) {
+            active = self.activated.wait(active);
+        }
+        *active
+    }
+
+    /// The index of identical pages, if there is one.
+    fn dedup(&self) -> Option<&Dedup> {
+        self.dedup.is_on().then_some(&self.dedup)
+    }
+
     /// Stores pages from slot `first` on, one after the other.
     fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
         let mut writer = lock_any(&self.writers);
@@ -231,8 +296,7 @@ impl Store {
             Encoded::SameFilled(word) => {
                 let (entry, beside) = Entry::same_filled(word);
                 if beside {
-                    let cell = self.table.word_or_make(slot).ok_or_else(no_space)?;
-                    return self.publish_beside(slot, entry, word, cell).ok_or_else(no_space);
+                    return self.write_beside(open, slot, entry, word).ok_or_else(no_space);
                 }
                 entry
             }
@@ -243,7 +307,7 @@ impl Store {
                 if object.is_none() && self.close_other_writers() {
                     object = self.store(open, Purpose::Write, encoding, bytes);
                 }
-                Entry::object(object.ok_or_else(no_space)?)
+                object.ok_or_else(no_space)?
             }
         };
         self.publish(slot, entry).ok_or_else(no_space)
@@ -262,14 +326,14 @@ impl Store {
         closed
     }
 
-    /// Stores an object, or finds one that is the same. `None`: no room.
+    /// Stores an object, or finds one that is the same; answers an entry for it. `None`: no room.
     fn store(
         &self,
         open: &mut OpenSegment,
         purpose: Purpose,
         encoding: Encoding,
         bytes: &[u8],
-    ) -> Option<Object> {
+    ) -> Option<Entry> {
         self.place(open, purpose, encoding, codec::checksum(encoding, bytes), bytes)
     }
 
@@ -281,14 +345,14 @@ impl Store {
         encoding: Encoding,
         checksum: u32,
         bytes: &[u8],
-    ) -> Option<Object> {
+    ) -> Option<Entry> {
         let mut append = || self.pool.append(open, purpose, encoding, checksum, bytes);
-        match &self.dedup {
+        match self.dedup() {
             Some(dedup) => {
                 let or_nothing = purpose != Purpose::Write;
                 dedup.store(&self.pool, or_nothing, encoding, checksum, bytes, append)
             }
-            None => append(),
+            None => append().map(Entry::object),
         }
     }
 
@@ -298,35 +362,64 @@ impl Store {
         let alone = self.slots.of(slot).write();
         let old = Entry(cell.swap(entry.0, Ordering::AcqRel));
         drop(alone);
+        crash::pass(Point::ZmemPublished);
         self.counters.replaced(old, entry);
         self.release(old);
         Some(())
     }
 
-    /// As [`Store::publish`], of a same-filled page whose word goes beside the entry.
-    fn publish_beside(
+    /// Writes a same-filled page whose word goes beside the entry. `None`: no room.
+    ///
+    /// The word can't be replaced while the entry needs the old one: killed in between, neither
+    /// page could be read. So where the old page is of this kind too, the new one is an object
+    /// first, and there is always one of them.
+    fn write_beside(
         &self,
+        open: &mut OpenSegment,
         slot: u64,
         entry: Entry,
         word: u64,
-        beside: &std::sync::atomic::AtomicU64,
     ) -> Option<()> {
+        let beside = self.table.word_or_make(slot)?;
         let cell = self.table.cell_or_make(slot)?;
+        let before = Entry(cell.load(Ordering::Acquire));
+        let replaces_word = matches!(before.meaning(), Meaning::SameFilledBeside(_))
+            && beside.load(Ordering::Acquire) != word;
+        // Not in the index of identical pages: it dies at once. And before the slot is locked,
+        // since it may wait for room.
+        let between = if replaces_word { Some(self.append_word(open, word)?) } else { None };
         let alone = self.slots.of(slot).write();
-        // Killed between these two, the slot's old page reads as damaged if it was one of this
-        // kind too: the request was not answered, so the kernel still has the new one.
+        let mut replaced = None;
+        if let Some(between) = &between {
+            replaced = Some(cell.swap(Entry::object(*between).0, Ordering::AcqRel));
+            crash::pass(Point::ZmemPublished);
+        }
         beside.store(word, Ordering::Release);
-        let old = Entry(cell.swap(entry.0, Ordering::AcqRel));
+        crash::pass(Point::ZmemWordStored);
+        let last = cell.swap(entry.0, Ordering::AcqRel);
         drop(alone);
+        crash::pass(Point::ZmemPublished);
+        let old = Entry(replaced.unwrap_or(last));
+        if let Some(between) = &between {
+            self.pool.free(between);
+        }
         self.counters.replaced(old, entry);
         self.release(old);
         Some(())
+    }
+
+    /// Stores the page that `word` fills as an object.
+    fn append_word(&self, open: &mut OpenSegment, word: u64) -> Option<Object> {
+        let bytes = entry::word_object(word);
+        let checksum = codec::checksum(Encoding::Lz4, &bytes);
+        let mut append = || self.pool.append(open, Purpose::Write, Encoding::Lz4, checksum, &bytes);
+        append().or_else(|| self.close_other_writers().then(append).flatten())
     }
 
     /// Frees the object of an entry that is no longer in the table.
     fn release(&self, old: Entry) {
         if let Some(object) = old.as_object() {
-            match &self.dedup {
+            match self.dedup() {
                 Some(dedup) => dedup.release(&self.pool, &object),
                 None => self.pool.free(&object),
             }
@@ -392,6 +485,7 @@ impl Store {
             let alone = self.slots.of(slot).write();
             let old = Entry(cell.swap(Entry::ABSENT.0, Ordering::AcqRel));
             drop(alone);
+            crash::pass(Point::ZmemDiscarding);
             self.counters.replaced(old, Entry::ABSENT);
             self.release(old);
         });
@@ -429,7 +523,20 @@ impl Backend for Zmem {
     }
 
     fn activate(&self) -> io::Result<()> {
+        if self.store.kept.is_adopted() {
+            derived::rebuild(&self.store)?;
+        }
+        *self.store.active.lock() = true;
+        self.store.activated.notify_all();
         Ok(())
+    }
+
+    fn warm(&self) {
+        if self.store.kept.is_adopted() && !*self.store.active.lock() {
+            self.store.pool.arena.warm();
+            // Activation does what this could not.
+            drop(self.store.dedup.map_present());
+        }
     }
 
     fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {

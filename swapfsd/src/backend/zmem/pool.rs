@@ -11,6 +11,7 @@
 use super::arena::{Arena, SEGMENT_BYTES, segment_of};
 use super::entry::{Location, Object};
 use crate::codec::{self, Encoding};
+use crate::crash::{self, Point};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -104,6 +105,7 @@ impl Pool {
         body.copy_from_slice(bytes);
         open.fill += size;
         self.arena.add_live(segment, size as u32);
+        crash::pass(Point::ZmemStored);
         Some(Object { encoding, location, len: bytes.len() })
     }
 

@@ -11,6 +11,7 @@ use super::entry::{Entry, OLDEST, Object};
 use super::pool::{OpenSegment, Purpose};
 use super::{LOOK, Store};
 use crate::codec::{Encoded, Encoder, Encoding};
+use crate::crash::{self, Point};
 use crate::sys::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -35,6 +36,9 @@ pub(super) fn run(store: &Store, options: &Recompress) {
         pages: 0,
         started: Instant::now(),
     };
+    if !store.wait_until_active() {
+        return;
+    }
     let tick = (options.age / OLDEST as u32).max(Duration::from_millis(10));
     let mut next = Instant::now() + tick;
     while !store.stop.load(Ordering::Relaxed) {
@@ -146,16 +150,18 @@ impl Worker<'_> {
         };
         // No room that is not needed otherwise: later.
         let Some(stored) = stored else { return };
-        let new = Entry::object(stored).with_history_of(entry);
+        crash::pass(Point::ZmemRecompressed);
+        let new = stored.with_history_of(entry);
         let alone = store.slots.of(slot).write();
         let exchanged =
             cell.compare_exchange(entry.0, new.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         drop(alone);
         if exchanged {
+            crash::pass(Point::ZmemRecompressPublished);
             store.counters.replaced(entry, new);
             store.release(entry);
             store.counters.add(Field::Recompressed, 1);
-            let saved = object.len - stored.len;
+            let saved = object.len - new.as_object().map_or(object.len, |stored| stored.len);
             store.counters.add(Field::RecompressedSavedBytes, saved as i64);
         } else {
             store.release(new);

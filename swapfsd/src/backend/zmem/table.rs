@@ -5,16 +5,18 @@
 //! links, each to a leaf and to the leaf's page of words (same-filled words that do not fit into
 //! entries); the *root* is an array of links to nodes. Pages are frames of the arena's populated
 //! memory and are named by number, so the table means the same wherever the arena is mapped.
-//! They are never given back while the volume is mounted.
+//! They are never given back while the volume is mounted. A page is all zeros before it is linked,
+//! and linked by one atomic step; one that a kill has kept from being linked is free again.
 
 use super::arena::Arena;
 use super::entry::Entry;
+use super::kept::Kept;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const FANOUT: u64 = 512;
 /// Slots below one node.
-const NODE_SLOTS: u64 = FANOUT * FANOUT;
+pub(super) const NODE_SLOTS: u64 = FANOUT * FANOUT;
 /// A link that leads nowhere. Others are a frame's number plus one.
 const NONE: u32 = 0;
 
@@ -22,7 +24,7 @@ const NONE: u32 = 0;
 #[derive(Debug)]
 pub(super) struct Table {
     arena: Arc<Arena>,
-    root: Box<[AtomicU32]>,
+    kept: Arc<Kept>,
     slot_count: u64,
 }
 
@@ -36,9 +38,8 @@ fn words_of(links: u64) -> u32 {
 }
 
 impl Table {
-    pub(super) fn new(arena: Arc<Arena>, slot_count: u64) -> Table {
-        let root = (0..slot_count.div_ceil(NODE_SLOTS)).map(|_| AtomicU32::new(NONE)).collect();
-        Table { arena, root, slot_count }
+    pub(super) fn new(arena: Arc<Arena>, kept: Arc<Kept>, slot_count: u64) -> Table {
+        Table { arena, kept, slot_count }
     }
 
     pub(super) fn slot_count(&self) -> u64 {
@@ -50,7 +51,7 @@ impl Table {
     }
 
     fn links(&self, slot: u64) -> Option<&AtomicU64> {
-        let node = self.root.get((slot / NODE_SLOTS) as usize)?.load(Ordering::Acquire);
+        let node = self.kept.root().get((slot / NODE_SLOTS) as usize)?.load(Ordering::Acquire);
         self.cell(node, slot / FANOUT % FANOUT)
     }
 
@@ -93,7 +94,7 @@ impl Table {
     }
 
     fn links_or_make(&self, slot: u64) -> Option<&AtomicU64> {
-        let node = self.root.get((slot / NODE_SLOTS) as usize)?;
+        let node = self.kept.root().get((slot / NODE_SLOTS) as usize)?;
         if node.load(Ordering::Acquire) == NONE {
             let frame = self.arena.take_frame()?;
             let raced = node.compare_exchange(NONE, frame + 1, Ordering::AcqRel, Ordering::Acquire);
@@ -120,9 +121,10 @@ impl Table {
     /// cell. Leaves that do not exist are passed over at once.
     pub(super) fn for_each(&self, first: u64, end: u64, mut visit: impl FnMut(u64, &AtomicU64)) {
         let end = end.min(self.slot_count);
+        let root = self.kept.root();
         let mut slot = first;
         while slot < end {
-            let node = self.root[(slot / NODE_SLOTS) as usize].load(Ordering::Acquire);
+            let node = root[(slot / NODE_SLOTS) as usize].load(Ordering::Acquire);
             if node == NONE {
                 slot = (slot / NODE_SLOTS + 1) * NODE_SLOTS;
                 continue;
@@ -144,15 +146,14 @@ impl Table {
         }
     }
 
-    /// Calls `visit` with the number of every frame that the table uses.
-    #[cfg(test)]
-    pub(super) fn for_each_frame(&self, mut visit: impl FnMut(u32)) {
-        for node in &self.root {
+    /// Calls `visit` with the number of every frame that the table uses. Of a node for which it
+    /// answers false, the pages below are passed over.
+    pub(super) fn for_each_frame(&self, mut visit: impl FnMut(u32) -> bool) {
+        for node in self.kept.root() {
             let node = node.load(Ordering::Acquire);
-            if node == NONE {
+            if node == NONE || !visit(node - 1) {
                 continue;
             }
-            visit(node - 1);
             for links in self.arena.frame_words(node - 1) {
                 let links = links.load(Ordering::Acquire);
                 for link in [leaf_of(links), words_of(links)] {

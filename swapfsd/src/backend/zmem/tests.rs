@@ -1,3 +1,6 @@
+mod adoption;
+mod recount;
+
 use super::*;
 use crate::backend::Backend;
 use swapfs_format::types::{Algorithm, Recompress};
@@ -13,7 +16,9 @@ const OPTIONS: ZmemOptions = ZmemOptions {
 fn zmem(slot_count: u64, change: impl FnOnce(&mut ZmemOptions)) -> Zmem {
     let mut options = OPTIONS;
     change(&mut options);
-    Zmem::new(slot_count, &options, 2, &Held::private()).unwrap()
+    let zmem = Zmem::new(slot_count, &options, 2, &Held::private()).unwrap();
+    zmem.activate().unwrap();
+    zmem
 }
 
 struct Random(u64);
@@ -145,11 +150,18 @@ fn check(zmem: &Zmem, slot: u64, model: Option<(u64, u64)>, step: u64) {
     assert!(read(zmem, slot).unwrap() == expected, "slot {slot} after {step} steps");
 }
 
-/// Stops the threads and compares what was counted with what the table says.
+/// Stops the threads and compares what was counted with what the table says, and then what a
+/// successor would make of it.
 fn check_derived(zmem: Zmem) {
     let store = Arc::clone(&zmem.store);
     drop(zmem);
-    let derived = derived::scan(&store);
+    check_counts(&store);
+    derived::rebuild(&store).unwrap();
+    check_counts(&store);
+}
+
+fn check_counts(store: &Store) {
+    let derived = recount::scan(store);
     let arena = &store.pool.arena;
     let mut used = 0;
     for segment in 0..arena.touched_segments() {
@@ -165,7 +177,7 @@ fn check_derived(zmem: Zmem) {
                 used += 1;
             }
             arena::State::Free | arena::State::Unpopulated => assert_eq!(expected, 0),
-            arena::State::Victim => panic!("segment {segment} is still a victim"),
+            other => panic!("segment {segment} is {other:?}"),
         }
     }
     assert_eq!(arena.used_segments(), used);
@@ -173,15 +185,19 @@ fn check_derived(zmem: Zmem) {
     assert_eq!(arena.live_bytes(), live_bytes);
     assert_eq!(store.counters.sum(Field::Pages), derived.pages);
     assert_eq!(store.counters.sum(Field::SamePages), derived.same_pages);
+    assert_eq!(store.counters.sum(Field::EncodedBytes), derived.encoded_bytes);
+    assert_eq!(arena.table_bytes(), derived.table_frames * 4096);
     let shared: u64 = derived.entries.values().map(|&entries| u64::from(entries) - 1).sum();
-    if let Some(dedup) = &store.dedup {
+    if let Some(dedup) = store.dedup() {
         assert_eq!(dedup.shared_pages(), shared);
-        let mut indexed = 0;
+        let (mut indexed, mut indexed_shared) = (0, 0);
         dedup.for_each(|object, entries| {
             indexed += 1;
+            indexed_shared += u64::from(entries) - 1;
             assert_eq!(derived.entries.get(&object.location), Some(&entries), "{object:?}");
         });
         assert_eq!(dedup.indexed(), indexed);
+        assert_eq!(indexed_shared, shared, "a shared object without a record");
         assert!(shared > 0 && indexed > 0);
     } else {
         assert_eq!(shared, 0);
@@ -533,7 +549,7 @@ fn concurrent_requests_see_whole_pages() {
 fn check_derived_only_counts(zmem: Zmem) {
     let store = Arc::clone(&zmem.store);
     drop(zmem);
-    let derived = derived::scan(&store);
+    let derived = recount::scan(&store);
     assert_eq!(store.counters.sum(Field::Pages), derived.pages);
     assert_eq!(
         store.pool.arena.live_bytes(),
