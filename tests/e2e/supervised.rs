@@ -182,6 +182,27 @@ fn a_standby_that_dies_is_replaced() {
 }
 
 #[test]
+fn the_standby_saves_the_volume_when_supervisor_and_worker_die_together() {
+    skip_if!(cannot_guard());
+    let folder = folder();
+    let (mounted, bytes) = filled(folder.path(), "");
+    for round in 0..6 {
+        wait_until("a standby", || number(&mounted, "standby_pid") != 0);
+        // It has to be ready: nobody is left who could start another one.
+        std::thread::sleep(Duration::from_millis(500));
+        let pids = [number(&mounted, "supervisor_pid"), number(&mounted, "worker_pid")];
+        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+        kill(pids[order[0]], libc::SIGSTOP);
+        for index in order {
+            kill(pids[index], libc::SIGKILL);
+        }
+        check(&mounted, &bytes);
+        wait_until("a new supervisor", || mounted.stats()["supervisor_pid"].is_u64());
+    }
+    mounted.unmount();
+}
+
+#[test]
 fn a_worker_that_hangs_is_replaced_and_a_slow_device_is_no_hang() {
     skip_if!(cannot_guard());
     let folder = folder();

@@ -15,6 +15,7 @@ use crate::protect::{self, Protection};
 use crate::reserve::Reserve;
 use crate::stats::json::Identity;
 use crate::supervisor::link::{Holdings, Kind, Link};
+use crate::sys::device;
 use crate::sys::event::EventFd;
 use crate::sys::spawn::{self as processes, Command, Process};
 use crate::volume::Volume;
@@ -36,6 +37,10 @@ use swapfs_format::types::TypedOptions;
 const WARM: Duration = Duration::from_millis(200);
 /// How often the worker shows that it lives.
 const BEAT: Duration = Duration::from_millis(100);
+/// How long the predecessor's lock may outlive its process.
+const SEAT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long after the death of its supervisor a standby waits for the worker's.
+const RESCUE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long after the death of a new supervisor the next one is started, at first and at most.
 const SUPERVISOR_RETRY: Duration = Duration::from_secs(1);
 const SUPERVISOR_RETRY_MOST: Duration = Duration::from_secs(60);
@@ -85,7 +90,8 @@ fn serve_for(arguments: &Arguments, link: &Link) -> Result<(), StartError> {
         logging::flush();
         std::process::exit(0);
     }
-    link.say(Kind::Serving, &[]).map_err(broken)?;
+    // Nobody there to hear it: then the worker finds itself someone, below.
+    drop(link.say(Kind::Serving, &[]));
     worker.serve(arguments, link)
 }
 
@@ -105,6 +111,8 @@ struct Worker {
     session: Option<thread::JoinHandle<io::Result<()>>>,
     session_ended: Arc<EventFd>,
     beating: Arc<AtomicBool>,
+    /// The control region, opened by this process: locked by the one that serves.
+    seat: File,
 }
 
 impl Worker {
@@ -118,6 +126,8 @@ impl Worker {
         let control =
             Control::new(Some(copy(&holdings.control)?)).map_err(system("control page"))?;
         let control = control::install(control);
+        let seat = format!("/proc/self/fd/{}", holdings.control.as_raw_fd());
+        let seat = File::options().read(true).write(true).open(seat).map_err(system("seat"))?;
         let superblock = Superblock::decode(&control.superblock())
             .map_err(|error| StartError::new("the superblock that was handed over", error))?;
         let (options, text) = options_of(&superblock, arguments)?;
@@ -157,6 +167,7 @@ impl Worker {
             session: None,
             session_ended: Arc::new(EventFd::new().map_err(system("eventfd"))?),
             beating: Arc::default(),
+            seat,
         };
         worker.prepare_heart()?;
         Ok(worker)
@@ -164,6 +175,7 @@ impl Worker {
 
     fn serve_first(&mut self, arguments: &Arguments) -> Result<(), StartError> {
         let system = |what: &'static str| move |error: io::Error| StartError::new(what, error);
+        self.take_seat(SEAT_PATIENCE)?;
         self.beat();
         let header = self.superblock.swap_header();
         self.volume
@@ -219,11 +231,54 @@ impl Worker {
             match link.next() {
                 Ok(Some(packet)) if packet.kind() == Some(Kind::TakeOver) => break,
                 Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return Ok(false),
+                Ok(None) | Err(_) => return self.rescue(),
             }
         }
+        self.take_seat(SEAT_PATIENCE)?;
         self.take_over()?;
         Ok(true)
+    }
+
+    /// The supervisor has died. If the worker has died too, this process is the last one that can
+    /// save the volume; if it lives, it finds itself another supervisor, and that one another
+    /// standby.
+    fn rescue(&mut self) -> Result<bool, StartError> {
+        let dead_supervisor = self.page.supervisor_pid.load(Relaxed);
+        let started = Instant::now();
+        while started.elapsed() < RESCUE_PATIENCE {
+            let pid = self.page.worker_pid.load(Relaxed) as i32;
+            let dead = Process::open(pid).map_or(true, |worker| worker.ended().is_some());
+            if dead && self.take_seat(Duration::ZERO).is_ok() {
+                error!("supervisor and worker have died: the standby serves");
+                self.take_over()?;
+                self.page.takeovers.fetch_add(1, Relaxed);
+                return Ok(true);
+            }
+            let supervisor = self.page.supervisor_pid.load(Relaxed);
+            if dead || supervisor != 0 && supervisor != dead_supervisor {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(false)
+    }
+
+    /// At most one process serves at a time, whoever thinks what of whom: the seat is a lock that
+    /// the kernel gives free when its holder ends.
+    fn take_seat(&self, patience: Duration) -> Result<(), StartError> {
+        let started = Instant::now();
+        loop {
+            match device::try_lock_open_file(&self.seat) {
+                Ok(true) => return Ok(()),
+                Ok(false) if started.elapsed() < patience => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Ok(false) => {
+                    return Err(StartError::new("take-over", "another process still serves"));
+                }
+                Err(error) => return Err(StartError::new("take-over", error)),
+            }
+        }
     }
 
     /// The predecessor has ended: serve what it left.

@@ -35,20 +35,37 @@ pub fn lock_exclusively(file: &File) -> io::Result<()> {
 /// # Errors
 /// What fcntl(2) answers to `F_OFD_SETLKW`.
 pub fn lock_open_file(file: &File) -> io::Result<()> {
+    loop {
+        match set_lock(file, libc::F_OFD_SETLKW) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// As [`lock_open_file`], without waiting. False: somebody else has it.
+///
+/// # Errors
+/// What fcntl(2) answers to `F_OFD_SETLK`.
+pub fn try_lock_open_file(file: &File) -> io::Result<bool> {
+    match set_lock(file, libc::F_OFD_SETLK) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn set_lock(file: &File, command: libc::c_int) -> io::Result<()> {
     // SAFETY: the structure is plain numbers, for which zero is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = libc::F_WRLCK as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     // One byte stands for all of it.
     lock.l_len = 1;
-    loop {
-        // SAFETY: the structure is read during the call.
-        let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &raw const lock) };
-        match check(locked) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome.map(drop),
-        }
-    }
+    // SAFETY: the structure is read during the call.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), command, &raw const lock) }).map(drop)
 }
 
 /// The file lies on a file system in memory whose pages are swapped out themselves.
