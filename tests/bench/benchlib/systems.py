@@ -238,11 +238,28 @@ def known():
     return systems
 
 
+def supervisor_cost():
+    """What the supervisor costs while nobody dies: `--only` names them."""
+    systems = []
+    for kind, medium, option in (
+        ("zmem", "ghost", "limit=4G"),
+        ("linear", "zram", "engine=sync"),
+        ("ram", "ghost", "threads=2"),
+    ):
+        for suffix, switch, peer in (("alone", "off", None), ("guarded", "on", f"{kind}-alone")):
+            text = f"swapfsd {kind}, supervisor={switch}"
+            options = [option, f"supervisor={switch}"]
+            systems.append(
+                swapfs_system(f"{kind}-{suffix}", text, kind, options, medium, peer)
+            )
+    return systems
+
+
 def select(names):
     """The systems of `--only`, in the order given; all of the table without it."""
-    systems = {system.name: system for system in known()}
     if not names:
-        return list(systems.values())
+        return known()
+    systems = {system.name: system for system in known() + supervisor_cost()}
     chosen = []
     for name in names:
         system = systems.get(name) or floor_system(name)
