@@ -49,7 +49,8 @@ pub fn start(image: &Path, mount: &Path, options: &str) -> Result<(), Failure> {
     Err(Failure::new(mount.display(), "the daemon said it serves, and nothing is mounted here"))
 }
 
-/// Finds the daemon that serves `mount` by its command line: for when it does not answer.
+/// Finds the daemon of `mount` by its command line: for when it does not answer. It is the
+/// supervisor if there is one; the workers go by another name.
 #[must_use]
 pub fn find(mount: &Path) -> Option<u32> {
     let entries = std::fs::read_dir("/proc").ok()?;
@@ -70,17 +71,16 @@ fn serves(command_line: &[u8], mount: &Path) -> bool {
 }
 
 /// Unmounts, and waits until the daemon has flushed and ended. What is done already is passed
-/// over. `pid` is the daemon's, if it is known.
+/// over. `pid` is the process whose end that is, if it is known: the supervisor, which ends last.
 ///
 /// # Errors
 /// If something else uses the mount, or the daemon does not end.
 pub fn stop(mount: &Path, pid: Option<u32>) -> Result<(), Failure> {
     // Taken first: after the unmount, the number may soon be another's.
-    let handle = match pid.or_else(|| find(mount)).map(ProcessHandle::open) {
-        Some(Ok(handle)) => Some(handle),
-        // It has ended by itself, or the kernel has no pidfd (before 5.3): nothing to wait with.
-        Some(Err(_)) | None => None,
-    };
+    // It may have ended since it was asked: a supervisor that dies is replaced. And before 5.3 the
+    // kernel has no pidfd: then there is nothing to wait with.
+    let open = |pid: u32| ProcessHandle::open(pid).ok();
+    let handle = pid.and_then(open).or_else(|| find(mount).and_then(open));
     unmount(mount)?;
     let Some(handle) = handle else { return Ok(()) };
     let deadline = Instant::now() + END_LIMIT;
@@ -150,6 +150,7 @@ mod tests {
         assert!(serves(b"swapfsd\0/img/a\0/run/swapfs/u1\0", mount));
         assert!(serves(b"/usr/sbin/swapfsd\0-o\0x=y\0/img/a\0/run/swapfs/u1\0", mount));
         assert!(!serves(b"swapfsd\0/img/a\0/run/swapfs/u2\0", mount));
+        assert!(!serves(b"swapfsd-worker\0/img/a\0/run/swapfs/u1\0", mount));
         assert!(!serves(b"ls\0/run/swapfs/u1\0", mount));
         assert!(!serves(b"", mount));
     }

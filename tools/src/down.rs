@@ -161,8 +161,8 @@ fn check_daemon(volume: &Volume, answer: &Answer, force: bool) -> Result<Option<
             ),
         )),
         Answer::Dead => Ok(Some(format!(
-            "the daemon has died with {used} swapped out to it: programs that need those pages \
-             will be killed by SIGBUS"
+            "the daemon and its supervisor have died with {used} swapped out to it: programs that \
+             need those pages will be killed by SIGBUS"
         ))),
         _ => Ok(None),
     }

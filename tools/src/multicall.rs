@@ -36,7 +36,8 @@ pub fn main(own_name: &str) -> ExitCode {
 fn role(called_as: &OsStr) -> Option<Role> {
     match Path::new(called_as).file_name()?.to_str()? {
         "swapfs" => Some(Role::Swapfs),
-        "swapfsd" | "swapfsd-worker" => Some(Role::Daemon),
+        // Its processes have names of their own, such as `swapfsd-worker`.
+        name if name.starts_with("swapfsd") => Some(Role::Daemon),
         "mkswapfs" | "mkfs.swapfs" => Some(Role::Formatter),
         "fsck.swapfs" | "fsck-swapfs" => Some(Role::Checker),
         "mount.swapfs" | "mount-swapfs" => Some(Role::Mounter),
@@ -53,6 +54,7 @@ mod tests {
         assert_eq!(role(OsStr::new("/sbin/mount.swapfs")), Some(Role::Mounter));
         assert_eq!(role(OsStr::new("fsck-swapfs")), Some(Role::Checker));
         assert_eq!(role(OsStr::new("swapfsd")), Some(Role::Daemon));
+        assert_eq!(role(OsStr::new("swapfsd-worker")), Some(Role::Daemon));
         assert_eq!(role(OsStr::new("../mkswapfs")), Some(Role::Formatter));
         assert_eq!(role(OsStr::new("target/debug/swapfs")), Some(Role::Swapfs));
         assert_eq!(role(OsStr::new("exe")), None);

@@ -35,11 +35,12 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// The daemon's process id, if it answered.
+    /// The process whose end is the daemon's end, if it answered: the supervisor, or the daemon
+    /// itself where there is none.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         match self {
-            Answer::Stats(stats) if stats.pid != 0 => Some(stats.pid),
+            Answer::Stats(stats) => stats.daemon_pid(),
             _ => None,
         }
     }
@@ -174,6 +175,7 @@ mod tests {
         let limit = Duration::from_secs(60);
         let ask = |script: &str| interpret(run_within(sh(script), limit));
         assert_eq!(ask("echo '{\"pid\":7}'").pid(), Some(7));
+        assert_eq!(ask("echo '{\"pid\":7,\"supervisor_pid\":5}'").pid(), Some(5));
         assert_eq!(ask("exit 10"), Answer::Dead);
         assert_eq!(ask("echo no such file; exit 1"), Answer::Unreadable("no such file".into()));
         assert!(matches!(ask("echo nonsense"), Answer::Unreadable(_)));

@@ -1,6 +1,7 @@
 //! `swapfs status` for people: a table, and the warnings under it.
 
 use crate::savings::Savings;
+use crate::stats::Stats;
 use crate::status::{DaemonState, Status, VolumeStatus};
 use swapfs_format::size::human;
 
@@ -24,6 +25,9 @@ pub fn table(status: &Status) -> String {
         if let Some(savings) = volume.stats.as_ref().and_then(Savings::of) {
             text.push_str(&format!("{}: {savings}\n", name(volume)));
         }
+        if let Some(guard) = volume.stats.as_ref().and_then(guard) {
+            text.push_str(&format!("{}: {guard}\n", name(volume)));
+        }
         for warning in &volume.warnings {
             text.push_str(&format!("{}: {warning}\n", name(volume)));
         }
@@ -33,6 +37,34 @@ pub fn table(status: &Status) -> String {
 
 fn name(volume: &VolumeStatus) -> String {
     volume.image.as_ref().unwrap_or(&volume.mount).display().to_string()
+}
+
+/// Who stands by, and what they had to do; `None` where nobody does, which is a warning.
+fn guard(stats: &Stats) -> Option<String> {
+    if !stats.guarded {
+        return None;
+    }
+    let mut text = "guarded   ".to_owned();
+    if let Some(pid) = stats.supervisor_pid {
+        text.push_str(&format!("supervisor {pid}, "));
+    }
+    match stats.standby_pid {
+        Some(pid) => text.push_str(&format!("standby {pid}")),
+        None => text.push_str("no standby at the moment"),
+    }
+    text.push_str(&format!(", {}", counted(stats.takeovers, "take-over")));
+    if stats.hangs > 0 {
+        text.push_str(&format!(" ({})", counted(stats.hangs, "hang")));
+    }
+    text.push_str(&format!(", {}", counted(stats.upgrades, "upgrade")));
+    if let Some(pause_ms) = stats.last_pause_ms {
+        text.push_str(&format!(", last pause {pause_ms:.1} ms"));
+    }
+    Some(text)
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn row(volume: &VolumeStatus) -> [String; 12] {
@@ -95,10 +127,10 @@ mod tests {
     use crate::status::tests::{sample, served};
 
     #[test]
-    fn a_volume_in_order_is_one_line() {
+    fn a_volume_in_order_is_one_line_and_its_guard() {
         let text = table(&Status { volumes: vec![served()] });
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 2);
+        assert_eq!(lines.len(), 3);
         let cells: Vec<&str> =
             lines[1].split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
         assert_eq!(
@@ -110,7 +142,7 @@ mod tests {
                 "75 MiB",
                 "100",
                 "/dev/loop1",
-                "123",
+                "120",
                 "10",
                 "4",
                 "8 KiB / 512 KiB",
@@ -120,17 +152,30 @@ mod tests {
         );
         assert_eq!(lines[0].find("DEVICE"), lines[1].find("/dev/loop1"));
         assert_eq!(lines[0].find("MOUNT"), lines[1].find("/run/swapfs"));
+        assert_eq!(
+            lines[2],
+            "/img/a: guarded   supervisor 120, standby 124, 3 take-overs (1 hang), 1 upgrade, \
+             last pause 4.2 ms"
+        );
+    }
+
+    #[test]
+    fn a_volume_without_a_guard_says_why() {
+        let mut stats = Stats::parse(crate::stats::tests::SAMPLE.as_bytes()).unwrap();
+        stats.guarded = false;
+        stats.unguarded_why = "supervisor=off".to_owned();
+        let text = table(&Status { volumes: vec![sample(Answer::Stats(Box::new(stats)))] });
+        assert!(text.ends_with(
+            "/img/a: UNGUARDED: supervisor=off: a crash of the daemon would lose the pages\n"
+        ));
+        assert!(!text.contains("guarded   supervisor"));
     }
 
     #[test]
     fn a_silent_daemon_is_shown_and_explained() {
         let text = table(&Status { volumes: vec![sample(Answer::Silent)] });
         assert!(text.lines().nth(1).unwrap().contains("silent"));
-        assert!(
-            text.ends_with(
-                "/img/a: the daemon does not answer: it is stopped, or its device hangs\n"
-            )
-        );
+        assert!(text.contains("/img/a: no process of the daemon is left"));
     }
 
     #[test]

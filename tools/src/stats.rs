@@ -87,8 +87,30 @@ pub struct Protection {
 pub struct Stats {
     /// Version of this format.
     pub version: u32,
-    /// The daemon's process id; 0: not said.
+    /// The process id of the daemon that serves; 0: not said.
     pub pid: u32,
+    /// The same, by the name that says so; 0: not said.
+    pub worker_pid: u32,
+    /// The process that holds what must outlive the worker; `None`: there is none.
+    pub supervisor_pid: Option<u32>,
+    /// The process that waits to take over.
+    pub standby_pid: Option<u32>,
+    /// A crash of the worker loses nothing.
+    pub guarded: bool,
+    /// Why it is not, in one sentence.
+    pub unguarded_why: String,
+    /// Workers that died or hung, and were replaced.
+    pub takeovers: u64,
+    /// Of these, the ones that hung.
+    pub hangs: u64,
+    /// Upgrades that succeeded.
+    pub upgrades: u64,
+    /// How long nobody served at the last take-over.
+    pub last_pause_ms: Option<f64>,
+    /// The longest of these.
+    pub longest_pause_ms: Option<f64>,
+    /// Version of what a worker leaves to the next.
+    pub handover_version: u32,
     /// Name and version of the daemon.
     pub program: String,
     /// The image.
@@ -155,10 +177,30 @@ impl Stats {
         self.bytes.write.checked_div(self.requests.write)
     }
 
+    /// The process that is there from the mount to the unmount: the supervisor, or the daemon if it
+    /// has none.
+    #[must_use]
+    pub fn daemon_pid(&self) -> Option<u32> {
+        self.supervisor_pid.or((self.pid != 0).then_some(self.pid))
+    }
+
+    /// Why a crash of the daemon would lose pages; `None` if it would not.
+    #[must_use]
+    pub fn unguarded(&self) -> Option<&str> {
+        match self.unguarded_why.as_str() {
+            _ if self.guarded => None,
+            "" => Some("this daemon knows of no supervisor"),
+            why => Some(why),
+        }
+    }
+
     /// What is missing of the daemon's protection, or looks wrong: one sentence each.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        if let Some(why) = self.unguarded() {
+            warnings.push(format!("UNGUARDED: {why}: a crash of the daemon would lose the pages"));
+        }
         if !self.protection.memory_locked {
             warnings.push(
                 "its memory is not locked: it can be swapped out into itself and hang \
@@ -213,7 +255,10 @@ impl Stats {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) const SAMPLE: &str = r#"{"version":1,"pid":123,"program":"swapfsd 0.1.0",
+    pub(crate) const SAMPLE: &str = r#"{"version":1,"pid":123,"worker_pid":123,
+        "supervisor_pid":120,"standby_pid":124,"guarded":true,"unguarded_why":"","takeovers":3,
+        "hangs":1,"upgrades":1,"last_pause_ms":4.2,"longest_pause_ms":9.75,"handover_version":1,
+        "program":"swapfsd 0.1.0",
         "image":"/path","type":"linear","uuid":"6d0e","label":"fast","options":"engine=uring",
         "slot_count":131072,"volume_bytes":536870912,"uptime_s":12.3,"transport":"fuse",
         "requests":{"read":10,"write":4,"discard":1,"flush":0},
@@ -236,6 +281,23 @@ pub(crate) mod tests {
         assert_eq!(stats.request_bytes[1].write, 4);
         assert_eq!(stats.latency_us[1].le_us, None);
         assert_eq!(stats.warnings(), Vec::<String>::new());
+        assert_eq!((stats.worker_pid, stats.supervisor_pid), (123, Some(120)));
+        assert_eq!((stats.takeovers, stats.hangs, stats.upgrades), (3, 1, 1));
+        assert_eq!((stats.last_pause_ms, stats.longest_pause_ms), (Some(4.2), Some(9.75)));
+        assert_eq!(stats.daemon_pid(), Some(120));
+    }
+
+    #[test]
+    fn a_daemon_without_a_supervisor() {
+        let text = br#"{"pid":7,"worker_pid":7,"supervisor_pid":null,"standby_pid":null,
+            "guarded":false,"unguarded_why":"supervisor=off","takeovers":0,"last_pause_ms":null}"#;
+        let stats = Stats::parse(text).unwrap();
+        assert_eq!(stats.daemon_pid(), Some(7));
+        assert_eq!(stats.last_pause_ms, None);
+        assert_eq!(
+            stats.warnings()[0],
+            "UNGUARDED: supervisor=off: a crash of the daemon would lose the pages"
+        );
     }
 
     #[test]
@@ -244,6 +306,8 @@ pub(crate) mod tests {
         assert_eq!(stats.requests.read, 1);
         assert_eq!(stats.pid, 0);
         assert_eq!(stats.mean_write_bytes(), None);
+        assert_eq!(stats.daemon_pid(), None);
+        assert!(stats.unguarded().is_some());
         assert!(Stats::parse(b"7").is_err());
         assert!(Stats::parse(b"").is_err());
     }

@@ -7,6 +7,7 @@ use crate::volumes::{self, Volume};
 use crate::{daemon, sys};
 use serde::Serialize;
 use std::path::PathBuf;
+use swapfs_format::size::human;
 
 /// How the daemon is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -16,7 +17,7 @@ pub enum DaemonState {
     Serving,
     /// It exists, as far as is known, and does not answer.
     Silent,
-    /// It has died under its mount.
+    /// It has died under its mount, and so has whoever could have taken over.
     Dead,
     /// Its statistics could not be read.
     Unreadable,
@@ -55,8 +56,23 @@ pub struct VolumeStatus {
     pub devices: Vec<DeviceStatus>,
     /// How its daemon is.
     pub daemon: DaemonState,
-    /// The daemon's process id, if it is known.
+    /// The process id that is the daemon's from mount to unmount, if it is known: the
+    /// supervisor's, or the worker's if there is none.
     pub daemon_pid: Option<u32>,
+    /// The process that serves.
+    pub worker_pid: Option<u32>,
+    /// The process that holds what must outlive the worker.
+    pub supervisor_pid: Option<u32>,
+    /// The process that waits to take over.
+    pub standby_pid: Option<u32>,
+    /// Whether a crash of the worker loses nothing.
+    pub guarded: Option<bool>,
+    /// Workers that died or hung, and were replaced.
+    pub takeovers: Option<u64>,
+    /// Upgrades that succeeded.
+    pub upgrades: Option<u64>,
+    /// How long nobody served at the last take-over.
+    pub last_pause_ms: Option<f64>,
     /// What the daemon says.
     pub stats: Option<Stats>,
     /// What a person should know.
@@ -100,13 +116,18 @@ fn judge(volume: &Volume, answer: Option<Answer>, daemon_pid: Option<u32>) -> Vo
             (DaemonState::NotMounted, None)
         }
         Some(Answer::Silent) => {
-            warnings
-                .push("the daemon does not answer: it is stopped, or its device hangs".to_owned());
+            warnings.push(match daemon_pid {
+                Some(_) => {
+                    "the daemon does not answer: it is stopped, or its device hangs".to_owned()
+                }
+                None => "no process of the daemon is left, and something holds its connection: \
+                         systemd's descriptor store, if it was a unit; start that unit again"
+                    .to_owned(),
+            });
             (DaemonState::Silent, None)
         }
         Some(Answer::Dead) => {
-            let lost = if used > 0 { ", and the pages on it are lost" } else { "" };
-            warnings.push(format!("the daemon has died{lost}: run 'swapfs down'"));
+            warnings.push(dead(used));
             (DaemonState::Dead, None)
         }
         Some(Answer::Unreadable(why)) => {
@@ -139,15 +160,35 @@ fn judge(volume: &Volume, answer: Option<Answer>, daemon_pid: Option<u32>) -> Vo
             }),
         })
         .collect();
+    let said = stats.as_ref();
     VolumeStatus {
         image: volume.image.clone(),
         mount: volume.mount.clone(),
         devices,
         daemon,
         daemon_pid,
+        worker_pid: said.map(|stats| stats.pid).filter(|pid| *pid != 0),
+        supervisor_pid: said.and_then(|stats| stats.supervisor_pid),
+        standby_pid: said.and_then(|stats| stats.standby_pid),
+        guarded: said.map(|stats| stats.guarded),
+        takeovers: said.map(|stats| stats.takeovers),
+        upgrades: said.map(|stats| stats.upgrades),
+        last_pause_ms: said.and_then(|stats| stats.last_pause_ms),
         stats,
         warnings,
     }
+}
+
+/// What it means that nobody serves the mount and nobody will.
+fn dead(used_bytes: u64) -> String {
+    let lost = match used_bytes {
+        0 => "nothing was swapped out".to_owned(),
+        bytes => format!(
+            "{} that were swapped out are lost; programs that need them will be killed",
+            human(bytes)
+        ),
+    };
+    format!("the daemon and its supervisor have died: {lost}: run 'swapfs down'")
 }
 
 #[cfg(test)]
@@ -185,14 +226,26 @@ pub(crate) mod tests {
     fn a_volume_in_order_has_no_warning() {
         let status = served();
         assert_eq!(status.daemon, DaemonState::Serving);
-        assert_eq!(status.daemon_pid, Some(123));
+        assert_eq!(status.daemon_pid, Some(120));
         assert_eq!(status.warnings, Vec::<String>::new());
     }
 
     #[test]
     fn every_bad_state_is_a_warning() {
-        assert!(sample(Answer::Silent).warnings[0].contains("does not answer"));
-        assert!(sample(Answer::Dead).warnings[0].contains("pages on it are lost"));
+        assert!(sample(Answer::Silent).warnings[0].contains("no process of the daemon is left"));
+        let device_only = Volume {
+            image: Some("/img/a".into()),
+            mount: "/run/swapfs/u1".into(),
+            devices: Vec::new(),
+        };
+        let silent = judge(&device_only, Some(Answer::Silent), Some(120));
+        assert!(silent.warnings[0].contains("does not answer"));
+        assert_eq!(
+            sample(Answer::Dead).warnings[0],
+            "the daemon and its supervisor have died: 75 MiB that were swapped out are lost; \
+             programs that need them will be killed: run 'swapfs down'"
+        );
+        assert!(dead(0).contains("nothing was swapped out"));
         assert!(sample(Answer::Unreadable("EIO".into())).warnings[0].contains("EIO"));
         let rest = Volume { image: None, mount: "/run/swapfs/u1".into(), devices: Vec::new() };
         let status = judge(&rest, None, None);
@@ -210,5 +263,13 @@ pub(crate) mod tests {
         assert_eq!(volume["devices"][0]["swap"]["used_bytes"], 75 << 20);
         assert_eq!(volume["stats"]["requests"]["read"], 10);
         assert_eq!(volume["stats"]["type"], "linear");
+        assert_eq!(volume["daemon_pid"], 120);
+        assert_eq!(volume["worker_pid"], 123);
+        assert_eq!(volume["supervisor_pid"], 120);
+        assert_eq!(volume["takeovers"], 3);
+        assert_eq!(volume["upgrades"], 1);
+        assert_eq!(volume["last_pause_ms"], 4.2);
+        let status = serde_json::to_value(sample(Answer::Dead)).unwrap();
+        assert!(status["worker_pid"].is_null() && status["takeovers"].is_null());
     }
 }

@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::format::{self, NewVolume};
 use crate::image::{self, Image};
 use crate::interrupt::Interrupt;
+use crate::probe::Answer;
 use crate::procfs::{meminfo, swaps};
 use crate::sys::swap::{self, Discard};
 use crate::volumes::Volume;
@@ -69,8 +70,12 @@ pub struct UpReport {
     pub device: PathBuf,
     /// Priority of the swap area; `None`: attached only.
     pub priority: Option<i32>,
-    /// The daemon, if it answered.
+    /// The daemon, if it answered: its supervisor, or the only process.
     pub daemon_pid: Option<u32>,
+    /// Whether a crash of the daemon loses nothing; `None`: it did not answer.
+    pub guarded: Option<bool>,
+    /// Why it would.
+    pub unguarded_why: Option<String>,
 }
 
 impl fmt::Display for UpReport {
@@ -83,6 +88,13 @@ impl fmt::Display for UpReport {
         match self.daemon_pid {
             Some(pid) => writeln!(f, ", daemon {pid}")?,
             None => writeln!(f)?,
+        }
+        match (self.guarded, &self.unguarded_why) {
+            (Some(true), _) => writeln!(f, "guarded   a crash of the daemon loses nothing")?,
+            (Some(false), Some(why)) => {
+                writeln!(f, "UNGUARDED {why}: a crash of the daemon would lose the pages")?;
+            }
+            _ => {}
         }
         match self.priority {
             Some(priority) => write!(f, "swap      {}, priority {priority}", self.device.display()),
@@ -125,7 +137,8 @@ pub fn bring_up(request: &UpRequest, interrupt: &Interrupt) -> Result<UpReport, 
     // What is in the header of a volume just formatted need not be said again.
     let mount_options = if formatted { "" } else { &request.options };
     daemon::start(&image_path, &mount, mount_options)?;
-    let daemon_pid = probe::ask(&mount).pid();
+    let answer = probe::ask(&mount);
+    let daemon_pid = answer.pid();
     let mounted_at = mount.clone();
     rollback.push(move || daemon::stop(&mounted_at, daemon_pid));
     interrupt.check("attach a loop device")?;
@@ -142,6 +155,10 @@ pub fn bring_up(request: &UpRequest, interrupt: &Interrupt) -> Result<UpReport, 
         false => None,
     };
     rollback.commit();
+    let (guarded, unguarded_why) = match &answer {
+        Answer::Stats(stats) => (Some(stats.guarded), stats.unguarded().map(str::to_owned)),
+        _ => (None, None),
+    };
     Ok(UpReport {
         image: image_path,
         formatted,
@@ -153,6 +170,8 @@ pub fn bring_up(request: &UpRequest, interrupt: &Interrupt) -> Result<UpReport, 
         device,
         priority,
         daemon_pid,
+        guarded,
+        unguarded_why,
     })
 }
 
@@ -319,12 +338,19 @@ mod tests {
             device: "/dev/loop0".into(),
             priority: Some(100),
             daemon_pid: Some(77),
+            guarded: Some(true),
+            unguarded_why: None,
         };
         assert_eq!(
             report.to_string(),
             "volume    /img/a (formatted)\ntype      linear, 512 MiB, UUID 6d0e\n\
-             mounted   /run/swapfs/6d0e, daemon 77\nswap      /dev/loop0, priority 100"
+             mounted   /run/swapfs/6d0e, daemon 77\n\
+             guarded   a crash of the daemon loses nothing\nswap      /dev/loop0, priority 100"
         );
+        report.guarded = Some(false);
+        report.unguarded_why = Some("supervisor=off".into());
+        let warning = "UNGUARDED supervisor=off: a crash of the daemon would lose the pages\n";
+        assert!(report.to_string().contains(warning));
         report.priority = None;
         assert!(report.to_string().ends_with("attached  /dev/loop0, not swapped to"));
     }
