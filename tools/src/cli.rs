@@ -8,13 +8,14 @@ use crate::swap_off::OnSignal;
 use crate::sys::process;
 use crate::sys::swap::{Discard, MAX_PRIORITY};
 use crate::up::{self, UpRequest};
+use crate::upgrade::{self, UpgradeReport};
 use crate::volumes::{self, Volume};
 use crate::{inspect, probe, render, status};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Swap areas in user space.
@@ -38,6 +39,8 @@ enum Command {
     Down(DownArguments),
     /// Show the volumes that are up
     Status(StatusArguments),
+    /// Change the program that serves a volume, while it is in use
+    Upgrade(UpgradeArguments),
     /// Show what an image's superblock says
     Inspect(InspectArguments),
     /// Try real swap on a throw-away volume, and verify every byte
@@ -116,6 +119,22 @@ struct StatusArguments {
 }
 
 #[derive(Debug, Args)]
+struct UpgradeArguments {
+    /// Image, mount point, device or UUID [default: the only volume that is up]
+    #[arg(conflicts_with = "all")]
+    volume: Option<PathBuf>,
+    /// All volumes
+    #[arg(long)]
+    all: bool,
+    /// The new program [default: this one]
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+    /// Say what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct InspectArguments {
     /// As JSON
     #[arg(long)]
@@ -155,6 +174,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Up(arguments) => run_up(arguments),
         Command::Down(arguments) => run_down(&arguments),
         Command::Status(arguments) => run_status(&arguments),
+        Command::Upgrade(arguments) => run_upgrade(&arguments),
         Command::Inspect(arguments) => {
             inspect::run(&arguments.image, arguments.json).map(|()| ExitCode::SUCCESS)
         }
@@ -196,11 +216,7 @@ fn run_down(arguments: &DownArguments) -> Result<ExitCode, Failure> {
         return Err(Failure::new("not root", "only root can end swap: try again with sudo"));
     }
     let volumes = volumes::discover()?;
-    let chosen: Vec<&Volume> = match &arguments.volume {
-        Some(name) => vec![volumes::select(&volumes, name)?],
-        None if arguments.all => volumes.iter().collect(),
-        None => vec![volumes::only(&volumes)?],
-    };
+    let chosen = choose(&volumes, arguments.volume.as_deref(), arguments.all)?;
     if !arguments.force {
         down::check_memory(&chosen)?;
     }
@@ -225,6 +241,63 @@ fn run_down(arguments: &DownArguments) -> Result<ExitCode, Failure> {
         return show("no volume is up\n");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The volumes that the command line names.
+fn choose<'a>(
+    volumes: &'a [Volume],
+    name: Option<&Path>,
+    all: bool,
+) -> Result<Vec<&'a Volume>, Failure> {
+    Ok(match name {
+        Some(name) => vec![volumes::select(volumes, name)?],
+        None if all => volumes.iter().collect(),
+        None => vec![volumes::only(volumes)?],
+    })
+}
+
+fn run_upgrade(arguments: &UpgradeArguments) -> Result<ExitCode, Failure> {
+    if !process::is_root() {
+        return Err(Failure::new("not root", "only root can upgrade: try again with sudo"));
+    }
+    let path = arguments.program.as_deref().unwrap_or(Path::new(upgrade::OWN_PROGRAM));
+    let program = upgrade::open_program(path)?;
+    // For people: which program it is, not how it was found.
+    let shown = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let volumes = volumes::discover()?;
+    let mut reports = Vec::new();
+    for volume in choose(&volumes, arguments.volume.as_deref(), arguments.all)? {
+        let name = volume.name().display();
+        let result = upgrade::upgrade(volume, &program, |text| {
+            if !arguments.json {
+                // Standard output may be closed: the upgrade goes on.
+                let _ = show(&format!("{name}: {text}\n"));
+            }
+        });
+        let (upgraded, outcome) = match result {
+            Ok(text) => (true, text),
+            Err(failure) => (false, failure.to_string()),
+        };
+        if !upgraded {
+            eprintln!("swapfs: {outcome}");
+        } else if !arguments.json {
+            show(&format!("{name}: upgraded to {}: {outcome}\n", shown.display()))?;
+        }
+        reports.push(UpgradeReport {
+            image: volume.image.clone(),
+            mount: volume.mount.clone(),
+            program: shown.clone(),
+            upgraded,
+            outcome,
+        });
+    }
+    if arguments.json {
+        show(&json(&reports)?)?;
+    } else if reports.is_empty() {
+        show("no volume is up\n")?;
+    }
+    let all_done = reports.iter().all(|report| report.upgraded);
+    Ok(if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_status(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
@@ -304,5 +377,8 @@ mod tests {
     fn all_and_a_name_exclude_each_other() {
         assert!(Arguments::try_parse_from(["swapfs", "down", "--all", "/img/a"]).is_err());
         assert!(Arguments::try_parse_from(["swapfs", "down", "--all", "--force"]).is_ok());
+        assert!(Arguments::try_parse_from(["swapfs", "upgrade", "--all", "/img/a"]).is_err());
+        let words = ["swapfs", "upgrade", "/img/a", "--program", "/usr/sbin/swapfs"];
+        assert!(Arguments::try_parse_from(words).is_ok());
     }
 }

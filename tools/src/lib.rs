@@ -3,7 +3,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`multicall`], [`cli`] | which program was called, and the command line of `swapfs` |
-//! | [`up`], [`down`], [`status`], [`demo`], [`inspect`], [`fsck`], [`mount`] | one command each |
+//! | [`up`], [`down`], [`status`], [`upgrade`], [`demo`], [`inspect`], [`fsck`], [`mount`] | one command each |
 //! | [`volumes`] | which volumes are up: found, not remembered |
 //! | [`daemon`], [`probe`], [`stats`] | the daemon: start and end it, ask it without hanging |
 //! | [`loop_device`], [`swap_off`], [`image`], [`format`] | one step of `up` or `down` each |
@@ -34,4 +34,5 @@ pub mod status;
 pub mod swap_off;
 pub mod sys;
 pub mod up;
+pub mod upgrade;
 pub mod volumes;

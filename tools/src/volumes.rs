@@ -13,6 +13,12 @@ pub const RUN_DIRECTORY: &str = "/run/swapfs";
 /// The file in the mount that is the volume.
 pub const VOLUME_FILE: &str = "swapfile";
 
+/// The socket on which the supervisor of the volume takes requests.
+#[must_use]
+pub fn control_socket(uuid: &str) -> PathBuf {
+    Path::new(RUN_DIRECTORY).join(format!("{uuid}.sock"))
+}
+
 /// A loop device on a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
