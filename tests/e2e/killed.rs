@@ -1,0 +1,266 @@
+//! Every back end killed at every point that it names, and at no point in particular, with a
+//! standby beside it that takes over: no page is lost.
+//!
+//! The processes are real and so are the kills; only FUSE is left out. See
+//! [`swapfs_tests::killed`] for what is done and how it is known what must be there.
+
+// Tests may panic: that is how they fail.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+use swapfs_tests::rng::{self, Rng};
+use swapfsd::crash::Point;
+use swapfsd::held::BACKEND_REGIONS;
+
+/// Kills at each point.
+const KILLS: u64 = 4;
+/// Kills at no point in particular.
+const KILLS_ANYWHERE: u64 = 15;
+/// Operations of each lane of a process that is not killed before.
+const OPERATIONS: u64 = 700;
+/// A child that takes longer than this hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A back end and how it is used.
+struct Scenario {
+    name: &'static str,
+    back_end: &'static str,
+    options: &'static str,
+    started: bool,
+    torn: bool,
+    points: Vec<Point>,
+}
+
+/// The files that outlive the children, held open here.
+struct Files {
+    regions: [File; BACKEND_REGIONS],
+    progress: File,
+    image: tempfile::NamedTempFile,
+}
+
+/// Memory as a file.
+fn memory_file() -> File {
+    // SAFETY: the name is a C string.
+    let descriptor = unsafe { libc::memfd_create(c"swapfs-killed".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: just made, and nobody else's.
+    unsafe { File::from_raw_fd(descriptor) }
+}
+
+/// Where a child can open the file.
+fn path_of(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
+
+impl Files {
+    fn new() -> Files {
+        let progress = memory_file();
+        progress.set_len(4096).unwrap();
+        // Not in /tmp, which may be a tmpfs.
+        let image = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        Files { regions: std::array::from_fn(|_| memory_file()), progress, image }
+    }
+}
+
+/// A child; killed when dropped.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Serving {
+    /// A child that is ready to serve.
+    fn start(scenario: &Scenario, files: &Files, seed: u64, adopted: bool) -> Serving {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_killed"));
+        command.args(["--back-end", scenario.back_end, "--options", scenario.options]);
+        command.arg("--image").arg(files.image.path());
+        command.arg("--regions").args(files.regions.iter().map(path_of));
+        command.args(["--progress", &path_of(&files.progress), "--seed", &seed.to_string()]);
+        for (flag, set) in
+            [("--adopted", adopted), ("--started", scenario.started), ("--torn", scenario.torn)]
+        {
+            command.args(set.then_some(flag));
+        }
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut serving = Serving(child);
+        let mut line = String::new();
+        BufReader::new(serving.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "{}: the child did not start", scenario.name);
+        serving
+    }
+
+    /// It takes over.
+    fn order(&mut self, point: Option<Point>, count: u64, operations: u64) {
+        let name = point.map_or("-".to_owned(), Point::name);
+        writeln!(self.0.stdin.as_mut().unwrap(), "{name} {count} {operations}").unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        for _ in 0..PATIENCE.as_millis() {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("the child hangs");
+    }
+}
+
+/// Was it killed? Everything else but a clean end is a failure.
+fn was_killed(scenario: &Scenario, what: &str, status: ExitStatus) -> bool {
+    let killed = status.signal() == Some(libc::SIGKILL);
+    assert!(killed || status.success(), "{}, {what}: {status}", scenario.name);
+    killed
+}
+
+fn run(scenario: &Scenario) {
+    let seed = rng::seed(scenario.name);
+    let mut rng = Rng::new(seed);
+    let files = Files::new();
+    let mut serving = Serving::start(scenario, &files, seed, false);
+    // The first one fills the volume.
+    serving.order(None, 0, 200);
+    let mut next = Serving::start(scenario, &files, seed, true);
+    assert!(!was_killed(scenario, "first", serving.end()));
+    for &point in &scenario.points {
+        let mut killed = 0;
+        for attempt in 0..KILLS {
+            if point == Point::ZmemTablePage {
+                killed += u32::from(kill_first(scenario, seed, point, 1 + rng.below(3)));
+                continue;
+            }
+            // Often soon, sometimes late; and at last the first time that it is passed.
+            let doublings = if point.name().starts_with("ZmemRecompress") { 5 } else { 10 };
+            let last_chance = attempt + 1 == KILLS && killed == 0;
+            let far = if last_chance { 1 } else { 1 << rng.below(doublings) };
+            let count = if point == Point::ZmemActivating { 1 } else { 1 + rng.below(far) };
+            serving = next;
+            serving.order(Some(point), count, OPERATIONS);
+            next = Serving::start(scenario, &files, seed, true);
+            killed += u32::from(was_killed(scenario, &point.name(), serving.end()));
+        }
+        println!("{}: {}: {killed} of {KILLS}", scenario.name, point.name());
+        assert!(killed > 0, "{}: {} was never reached", scenario.name, point.name());
+    }
+    let mut killed = 0;
+    for _ in 0..KILLS_ANYWHERE {
+        serving = next;
+        serving.order(None, 0, 100_000);
+        next = Serving::start(scenario, &files, seed, true);
+        std::thread::sleep(Duration::from_micros(rng.below(250_000)));
+        serving.0.kill().unwrap();
+        killed += u32::from(was_killed(scenario, "anywhere", serving.end()));
+    }
+    println!("{}: anywhere: {killed} of {KILLS_ANYWHERE}", scenario.name);
+    next.order(None, 0, 50);
+    assert!(!was_killed(scenario, "last", next.end()));
+}
+
+/// Kills the first one that serves a new volume: what is done once in the life of a volume. Was
+/// it reached?
+fn kill_first(scenario: &Scenario, seed: u64, point: Point, count: u64) -> bool {
+    let files = Files::new();
+    let mut first = Serving::start(scenario, &files, seed, false);
+    first.order(Some(point), count, 100);
+    let killed = was_killed(scenario, &point.name(), first.end());
+    let mut second = Serving::start(scenario, &files, seed, true);
+    second.order(None, 0, 100);
+    assert!(!was_killed(scenario, "second", second.end()));
+    killed
+}
+
+fn points_of(prefix: &str) -> Vec<Point> {
+    Point::ALL.into_iter().filter(|point| point.name().starts_with(prefix)).collect()
+}
+
+#[test]
+fn zmem() {
+    let rest = [Point::ZmemRecompressed, Point::ZmemRecompressPublished, Point::ZmemIndexed];
+    let points = points_of("Zmem").into_iter().filter(|point| !rest.contains(point)).collect();
+    run(&Scenario {
+        name: "zmem",
+        back_end: "zmem",
+        options: "limit=4M,reserve=1M",
+        started: false,
+        torn: false,
+        points,
+    });
+}
+
+#[test]
+fn zmem_with_everything_on() {
+    run(&Scenario {
+        name: "zmem with everything on",
+        back_end: "zmem",
+        options: "dedup=on,recompress=zstd:5,recompress-age=1,reserve=1M,limit=4M",
+        started: false,
+        torn: false,
+        points: points_of("Zmem"),
+    });
+}
+
+#[test]
+fn zmem_by_zstd() {
+    run(&Scenario {
+        name: "zmem by zstd",
+        back_end: "zmem",
+        options: "algo=zstd:1,dedup=on,reserve=1M,limit=4M",
+        started: false,
+        torn: false,
+        points: vec![Point::ZmemPublished, Point::ZmemIndexed, Point::ZmemActivating],
+    });
+}
+
+#[test]
+fn linear_sync() {
+    run(&Scenario {
+        name: "linear sync",
+        back_end: "linear",
+        options: "engine=sync",
+        started: false,
+        torn: false,
+        points: points_of("Linear"),
+    });
+}
+
+#[test]
+fn linear_uring() {
+    for (name, started) in [("linear uring", false), ("linear uring, started", true)] {
+        run(&Scenario {
+            name,
+            back_end: "linear",
+            options: "engine=uring",
+            started,
+            torn: false,
+            points: points_of("Linear"),
+        });
+    }
+}
+
+#[test]
+fn ram() {
+    run(&Scenario {
+        name: "ram",
+        back_end: "ram",
+        options: "",
+        started: false,
+        torn: true,
+        points: points_of("Ram"),
+    });
+}
+
+/// Whoever adds a point has it tested.
+#[test]
+fn every_point_belongs_to_a_back_end() {
+    let tested = ["Zmem", "Linear", "Ram"].map(points_of).concat();
+    assert_eq!(tested.len(), Point::ALL.len());
+}

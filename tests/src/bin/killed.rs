@@ -1,0 +1,189 @@
+//! Serves a volume to itself until it is killed: the child of the test `killed`.
+//!
+//! It builds the back end on files of its parent's, says `ready`, waits as a standby does, and
+//! on a line `NAME COUNT OPERATIONS` on standard input takes over: looks at every slot, sends
+//! again what was not answered, and goes on. It kills itself at the point of that name (`-`:
+//! none). Exit status 0: it was not reached; 3: something is wrong, see standard error.
+
+// Tests may panic: that is how they fail.
+#![allow(clippy::unwrap_used)]
+
+use clap::Parser;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+use swapfs_format::geometry::Geometry;
+use swapfs_format::superblock::Superblock;
+use swapfs_format::{PAGE_BYTES, types};
+use swapfs_tests::conformance::Target;
+use swapfs_tests::conformance::targets::{Direct, Started};
+use swapfs_tests::killed::{LANES, Progress, Runner, SLOTS, Unanswered};
+use swapfsd::backend::registry;
+use swapfsd::buffer::BufferPool;
+use swapfsd::crash::{self, Point};
+use swapfsd::held::{BACKEND_REGIONS, Held};
+use swapfsd::image::Image;
+use swapfsd::volume::Volume;
+
+/// How long it lets the threads of the background work when all operations are done.
+const IDLE: Duration = Duration::from_millis(2500);
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long)]
+    back_end: String,
+    #[arg(long)]
+    options: String,
+    #[arg(long)]
+    image: PathBuf,
+    #[arg(long, num_args = BACKEND_REGIONS)]
+    regions: Vec<PathBuf>,
+    #[arg(long)]
+    progress: PathBuf,
+    #[arg(long)]
+    seed: u64,
+    /// A predecessor has used the regions, and may be using them.
+    #[arg(long)]
+    adopted: bool,
+    /// Through the side of the volume that does not wait.
+    #[arg(long)]
+    started: bool,
+    /// What was not answered may be torn.
+    #[arg(long)]
+    torn: bool,
+}
+
+/// What the parent says on standard input.
+struct Order {
+    point: Option<Point>,
+    count: u64,
+    operations: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (volume, superblock) = standby(&arguments);
+    println!("ready");
+    let Some(order) = wait_for_order(&volume) else { return ExitCode::SUCCESS };
+    match serve(&arguments, volume, &superblock, &order) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("killed: {text}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+fn open(path: &Path) -> File {
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+fn standby(arguments: &Arguments) -> (std::sync::Arc<Volume>, Superblock) {
+    let spec = types::find(&arguments.back_end).unwrap();
+    let typed = spec.parse_options(&arguments.options).unwrap();
+    let geometry = if spec.ghost {
+        Geometry::ghost(SLOTS * PAGE_BYTES).unwrap()
+    } else {
+        Geometry::in_place(SLOTS * PAGE_BYTES, PAGE_BYTES).unwrap()
+    };
+    let superblock = Superblock::new(&arguments.back_end, &geometry, uuid::Uuid::nil());
+    let file = open(&arguments.image);
+    file.set_len(superblock.image_bytes).unwrap();
+    let image = Image::from_open(&arguments.image, file).unwrap();
+    let resources = registry::resources(&typed);
+    let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
+    let regions = std::array::from_fn(|index| open(&arguments.regions[index]));
+    let held = Held::regions(regions, arguments.adopted);
+    let backend = registry::build(&image, &superblock, &typed, &buffers, &held).unwrap();
+    (Volume::standby(backend, buffers, superblock.slot_count), superblock)
+}
+
+/// Waits as a standby does. `None`: the parent is gone.
+fn wait_for_order(volume: &Volume) -> Option<Order> {
+    let (told, orders) = channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        drop(std::io::stdin().read_line(&mut line));
+        drop(told.send(line));
+    });
+    let line = warm_until(volume, &orders)?;
+    let mut words = line.split_whitespace();
+    let (name, count, operations) = (words.next()?, words.next()?, words.next()?);
+    let point = Point::ALL.into_iter().find(|point| point.name() == name);
+    assert!(point.is_some() || name == "-", "no point {name}");
+    Some(Order { point, count: count.parse().ok()?, operations: operations.parse().ok()? })
+}
+
+fn warm_until(volume: &Volume, orders: &Receiver<String>) -> Option<String> {
+    loop {
+        volume.warm();
+        match orders.recv_timeout(Duration::from_millis(10)) {
+            Ok(line) => return Some(line),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
+
+fn serve(
+    arguments: &Arguments,
+    volume: std::sync::Arc<Volume>,
+    superblock: &Superblock,
+    order: &Order,
+) -> Result<(), String> {
+    let arm = || {
+        if let Some(point) = order.point {
+            crash::arm(point, order.count);
+        }
+    };
+    if order.point == Some(Point::ZmemActivating) {
+        arm();
+    }
+    let header = superblock.swap_header();
+    let header = (!arguments.adopted).then_some(&header);
+    volume.activate(header).map_err(|error| format!("not activated: {error}"))?;
+    let direct = Direct { volume, faults: false };
+    let started;
+    let target: &dyn Target = if arguments.started {
+        started = Started(direct);
+        &started
+    } else {
+        &direct
+    };
+    let progress = Progress(open(&arguments.progress));
+    let rule = if arguments.torn { Unanswered::Torn } else { Unanswered::OldOrNew };
+    let mut lanes = Vec::new();
+    for number in 0..LANES {
+        let lane = Runner::new(arguments.seed, number, target, &progress);
+        lanes.push(lane.map_err(|error| error.to_string())?);
+    }
+    for lane in &lanes {
+        lane.verify(rule)?;
+    }
+    arm();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = lanes
+            .iter_mut()
+            .map(|lane| {
+                scope.spawn(|| {
+                    lane.repeat_unanswered()?;
+                    (0..order.operations).try_for_each(|_| lane.do_next())
+                })
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+    })?;
+    if order.point.is_some() {
+        let started = Instant::now();
+        while started.elapsed() < IDLE {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // It may have been busy with what has become cold.
+        for lane in &lanes {
+            lane.verify(rule)?;
+        }
+    }
+    Ok(())
+}
