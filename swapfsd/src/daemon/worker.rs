@@ -15,8 +15,10 @@ use crate::protect::{self, Protection};
 use crate::reserve::Reserve;
 use crate::stats::json::Identity;
 use crate::supervisor::link::{Holdings, Kind, Link};
+use crate::sys::address_space::{self, Companion};
 use crate::sys::device;
 use crate::sys::event::EventFd;
+use crate::sys::process::Ordinary;
 use crate::sys::spawn::{self as processes, Command, Process};
 use crate::volume::Volume;
 use crate::{crash, logging};
@@ -111,6 +113,7 @@ struct Worker {
     session: Option<thread::JoinHandle<io::Result<()>>>,
     session_ended: Arc<EventFd>,
     beating: Arc<AtomicBool>,
+    _companion: Option<Companion>,
     /// The control region, opened by this process: locked by the one that serves.
     seat: File,
 }
@@ -135,8 +138,10 @@ impl Worker {
             .map_err(|error| StartError(error.to_string()))?;
         let protection = protect::protect_worker(options.common.realtime);
         let resources = registry::resources(&options);
+        let unhurried = (!is_first && protection.realtime).then(Ordinary::enter);
         let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
             .map_err(system("memory for buffers"))?;
+        drop(unhurried);
         let [one, two, three] = &holdings.regions;
         let held = Held::regions([copy(one)?, copy(two)?, copy(three)?], !is_first);
         let backend = registry::build(&image, &superblock, &options, &buffers, &held)
@@ -167,6 +172,9 @@ impl Worker {
             session: None,
             session_ended: Arc::new(EventFd::new().map_err(system("eventfd"))?),
             beating: Arc::default(),
+            _companion: address_space::start_companion()
+                .inspect_err(|error| warn!("a take-over will be slower: {error}"))
+                .ok(),
             seat,
         };
         worker.prepare_heart()?;
@@ -216,16 +224,18 @@ impl Worker {
         self.start_session(connection)?;
         waiting.call_all().map_err(system("a FUSE session"))?;
         muster.wait();
-        if self.protection.memory_locked {
-            populate();
-        }
-        self.volume.warm();
+        self.unhurried(|worker| {
+            if worker.protection.memory_locked {
+                populate();
+            }
+            worker.volume.warm();
+        });
         link.say(Kind::Ready, &HANDOVER_VERSION.to_le_bytes()).map_err(system("the link"))?;
         self.waiting = Some(waiting);
         loop {
             let ready = processes::wait_readable(&[link.as_raw_fd()], Some(WARM));
             if !ready.is_ok_and(|ready| ready > 0) {
-                self.volume.warm();
+                self.unhurried(|worker| worker.volume.warm());
                 continue;
             }
             match link.next() {
@@ -237,6 +247,13 @@ impl Worker {
         self.take_seat(SEAT_PATIENCE)?;
         self.take_over()?;
         Ok(true)
+    }
+
+    /// Does what nobody waits for as an ordinary task: at real-time priority, putting a gibibyte
+    /// into page tables would keep others from a processor for as long as a take-over.
+    fn unhurried(&self, work: impl FnOnce(&Worker)) {
+        let _ordinary = self.protection.realtime.then(Ordinary::enter);
+        work(self);
     }
 
     /// The supervisor has died. If the worker has died too, this process is the last one that can

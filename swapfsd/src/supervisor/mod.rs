@@ -124,6 +124,7 @@ impl Supervisor {
     /// If signals can't be had by descriptor.
     pub fn new(parts: Parts) -> io::Result<Supervisor> {
         let signals = spawn::signal_descriptor(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
+        spawn::adopt_orphans();
         parts.control.page().supervisor_pid.store(std::process::id(), Relaxed);
         Ok(Supervisor {
             watchdog: Watchdog::new(parts.watchdog),
@@ -256,6 +257,7 @@ impl Supervisor {
         }
         self.look_for_hang();
         self.keep_standby();
+        self.bury_companions();
         while let Some(signal) = spawn::next_signal(&self.signals) {
             self.forward(signal);
         }
@@ -487,6 +489,13 @@ impl Supervisor {
             worker.process.kill();
             self.watchdog.restart(now());
         }
+    }
+
+    /// What dead workers leave: see [`crate::sys::address_space`].
+    fn bury_companions(&self) {
+        let candidate = self.candidate.as_ref().and_then(upgrade::Candidate::worker);
+        let workers = [self.serving.as_ref(), self.standby.as_ref(), candidate];
+        spawn::reap_others(&workers.map(|worker| worker.map_or(0, |worker| worker.process.pid())));
     }
 
     /// The worker is the one that can unmount: it answers what the kernel may ask meanwhile.

@@ -1,5 +1,6 @@
 //! Every unsafe system call, each behind a narrow safe wrapper.
 
+pub mod address_space;
 pub mod alloc;
 pub mod device;
 pub mod event;

@@ -216,6 +216,31 @@ impl AsRawFd for Process {
     }
 }
 
+/// Makes this process the parent of all that its children leave behind.
+pub fn adopt_orphans() {
+    // SAFETY: no memory is passed.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+}
+
+/// Clears away children that have ended, other than those in `known`.
+pub fn reap_others(known: &[libc::pid_t]) {
+    loop {
+        let mut information = MaybeUninit::<libc::siginfo_t>::zeroed();
+        let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the structure is written to by the call.
+        let result = unsafe { libc::waitid(libc::P_ALL, 0, information.as_mut_ptr(), look) };
+        // SAFETY: zeroed at first, and maybe filled by the call.
+        let information = unsafe { information.assume_init() };
+        // SAFETY: of a child's end, or all zeros.
+        let pid = unsafe { information.si_pid() };
+        if result != 0 || pid == 0 || known.contains(&pid) {
+            return;
+        }
+        // SAFETY: nothing is written.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+    }
+}
+
 /// Descriptors that [`poll`] takes at once.
 pub const MAX_POLLED: usize = 12;
 
