@@ -17,7 +17,8 @@
 //! belong there. So an entry that was made for an object found here says so
 //! ([`Entry::shared_object`]), and a record whose object had such an entry is kept for as long
 //! as the object lives, never displaced. There are no more of those in a bucket than it has
-//! places, so they can all be put in first, and then what else there is room for. (A kill in the
+//! places, so they can all be put in first. The rest gets its records when requests are served
+//! again ([`refill`]), as far as there is room: no record is the same as one entry. (A kill in the
 //! middle of a split changes nothing about that: what was in the old bucket fits into it.)
 
 use super::Store;
@@ -30,6 +31,7 @@ use crate::crash::{self, Point};
 use crate::held::Held;
 use crate::sync::Mutex;
 use crate::sys::memory::Mapping;
+use crate::sys::process;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -353,6 +355,21 @@ impl Dedup {
         true
     }
 
+    /// Makes a record for an object that one entry names, if it has none and there is a place.
+    fn remember(&self, object: &Object, checksum: u32) {
+        let named = Entry::object(*object).0;
+        self.with_bucket(hash(checksum, object), |bucket| {
+            if bucket.iter().any(|record| record.entries() > 0 && record.object == named) {
+                return;
+            }
+            if let Some(free) = bucket.iter_mut().find(|record| record.entries() == 0) {
+                *free = Record { object: named, checksum, entries: 1 };
+                self.records.fetch_add(1, Ordering::Relaxed);
+                crash::pass(Point::ZmemIndexed);
+            }
+        });
+    }
+
     /// Calls `visit` with each object that has a record, and how many entries name it.
     #[cfg(test)]
     pub(super) fn for_each(&self, mut visit: impl FnMut(Object, u32)) {
@@ -375,6 +392,32 @@ fn displaceable(bucket: &[Record; WAYS]) -> Option<usize> {
 /// One more, where nobody else counts.
 fn add_alone(number: &AtomicU64) {
     number.store(number.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+/// Gives the objects that a predecessor has left, and that only one entry names, their records
+/// back, as far as there are places for them. On a thread of its own, which then ends.
+pub(super) fn refill(store: &Store) {
+    if !store.wait_until_active() {
+        return;
+    }
+    let Some(dedup) = store.dedup() else { return };
+    // Like the compactor, and for the same reason.
+    drop(process::set_ordinary());
+    store.table.for_each(0, store.table.slot_count(), |slot, cell| {
+        if store.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // While this is held, the entry names the object; and it is the only one to, or there
+        // would be a record.
+        let _shared = store.slots.of(slot).read();
+        let entry = Entry(cell.load(Ordering::Acquire));
+        if let Some(object) = entry.as_object()
+            && !entry.is_shared()
+            && let Some((_, checksum)) = store.pool.unchecked(&object)
+        {
+            dedup.remember(&object, checksum);
+        }
+    });
 }
 
 /// Keeps the index as large as the pool needs it.

@@ -4,12 +4,15 @@
 //! in each segment, how often an object is named, and the statistics follow from that. Requests
 //! wait for this, so it takes no memory and no locks, and nothing in it is an atomic step.
 //!
+//! Objects that are not shared get their records in the index afterwards ([`super::dedup::refill`]):
+//! that takes a look at each object, and nobody waits for it.
+//!
 //! A kill in here leaves the table as it was, and so costs nothing but one more scan.
 
 use super::Store;
 use super::counters::Tally;
 use super::dedup::Dedup;
-use super::entry::{Entry, Meaning, Object};
+use super::entry::{Entry, Location, Meaning, Object};
 use crate::crash::{self, Point};
 use std::io;
 use std::sync::atomic::Ordering;
@@ -38,18 +41,44 @@ pub(super) fn rebuild(store: &Store) -> io::Result<()> {
     }
     crash::pass(Point::ZmemActivating);
     let mut tally = Tally::default();
+    let live = arena.live_counts();
     match store.dedup() {
         None => for_each_entry(store, |entry| {
             let meaning = entry.meaning();
             tally.add(meaning);
             if let Meaning::Object(object) = meaning {
-                arena.adopt_object(&object);
+                live.add(&object);
             }
         }),
         Some(dedup) => {
-            // See there why in two passes.
-            count_entries(store, dedup, true, |_| {});
-            count_entries(store, dedup, false, |entry| tally.add(entry.meaning()));
+            let mut shared = store.shared.lock();
+            shared.0.fill(0);
+            let mut batch = Batch::new(store, dedup);
+            // See there why those that say that they are shared come first.
+            for_each_entry(store, |entry| {
+                let meaning = entry.meaning();
+                tally.add(meaning);
+                if let Meaning::Object(object) = meaning
+                    && entry.is_shared()
+                {
+                    shared.add(object.location);
+                    batch.add(entry, object);
+                }
+            });
+            batch.count();
+            for_each_entry(store, |entry| {
+                let Some(object) = entry.as_object() else { return };
+                if entry.is_shared() {
+                    return;
+                }
+                if shared.may_have(object.location) {
+                    batch.add(entry, object);
+                } else {
+                    // Nobody else names it, and it gets its record later.
+                    live.add(&object);
+                }
+            });
+            batch.count();
         }
     }
     store.counters.adopt(&tally);
@@ -63,24 +92,64 @@ fn for_each_entry(store: &Store, mut visit: impl FnMut(Entry)) {
     });
 }
 
-/// Counts the entries that say that they are shared, or those that do not, in the index. `visit`
-/// gets all entries.
-fn count_entries(store: &Store, dedup: &Dedup, shared: bool, mut visit: impl FnMut(Entry)) {
-    let mut batch = [(Entry::ABSENT, None); BATCH];
-    let mut filled = 0;
-    for_each_entry(store, |entry| {
-        visit(entry);
-        let Some(object) = entry.as_object() else { return };
-        if entry.is_shared() == shared {
-            batch[filled] = (entry, Some(object));
-            filled += 1;
-            if filled == BATCH {
-                count_batch(store, dedup, &batch);
-                filled = 0;
-            }
+/// Which objects may be shared: bits by a hash of their places. A wrong yes costs a look at the
+/// object, which is most of what a take-over costs where pages are identical.
+#[derive(Debug)]
+pub(super) struct MayBeShared(Vec<u64>);
+
+const MAY_BE_SHARED_BITS: u32 = 23;
+
+impl MayBeShared {
+    /// All of its memory is there. Empty where there is nothing to take over.
+    pub(super) fn new(adopted: bool) -> MayBeShared {
+        let words = if adopted { 1 << (MAY_BE_SHARED_BITS - 6) } else { 0 };
+        // Not zeros, which would be promised and not there.
+        MayBeShared(vec![u64::MAX; words])
+    }
+
+    fn place(location: Location) -> (usize, u64) {
+        let hash = location.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - MAY_BE_SHARED_BITS);
+        ((hash / 64) as usize, 1 << (hash % 64))
+    }
+
+    fn add(&mut self, location: Location) {
+        let (word, bit) = MayBeShared::place(location);
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= bit;
         }
-    });
-    count_batch(store, dedup, &batch[..filled]);
+    }
+
+    fn may_have(&self, location: Location) -> bool {
+        let (word, bit) = MayBeShared::place(location);
+        self.0.get(word).is_none_or(|word| word & bit != 0)
+    }
+}
+
+/// Entries that are to be counted in the index.
+struct Batch<'a> {
+    store: &'a Store,
+    dedup: &'a Dedup,
+    entries: [(Entry, Option<Object>); BATCH],
+    filled: usize,
+}
+
+impl<'a> Batch<'a> {
+    fn new(store: &'a Store, dedup: &'a Dedup) -> Batch<'a> {
+        Batch { store, dedup, entries: [(Entry::ABSENT, None); BATCH], filled: 0 }
+    }
+
+    fn add(&mut self, entry: Entry, object: Object) {
+        self.entries[self.filled] = (entry, Some(object));
+        self.filled += 1;
+        if self.filled == BATCH {
+            self.count();
+        }
+    }
+
+    fn count(&mut self) {
+        count_batch(self.store, self.dedup, &self.entries[..self.filled]);
+        self.filled = 0;
+    }
 }
 
 fn count_batch(store: &Store, dedup: &Dedup, batch: &[(Entry, Option<Object>)]) {
@@ -100,7 +169,7 @@ fn count_batch(store: &Store, dedup: &Dedup, batch: &[(Entry, Option<Object>)]) 
         if let (Some(object), Some(checksum)) = (object, checksum)
             && dedup.adopt(bucket, entry, &object, checksum)
         {
-            arena.adopt_object(&object);
+            arena.live_counts().add(&object);
         }
     }
 }

@@ -161,6 +161,11 @@ impl Kept {
         &self.words(self.information, self.layout.segment_count as usize)[segment as usize]
     }
 
+    /// The same of all segments that were ever populated.
+    pub(super) fn all_information(&self) -> &[AtomicU32] {
+        self.words(self.information, self.untouched() as usize)
+    }
+
     /// How often a segment was populated.
     pub(super) fn generation(&self, segment: u32) -> &AtomicU32 {
         &self.words(self.generations, self.layout.segment_count as usize)[segment as usize]

@@ -50,6 +50,7 @@ use crate::sys::memory;
 use arena::{Arena, Role};
 use counters::{Counters, Field};
 use dedup::Dedup;
+use derived::MayBeShared;
 use entry::{AGE_MASK, Entry, Meaning, Object};
 use fanout::Fanout;
 use kept::{Kept, Layout};
@@ -93,6 +94,8 @@ struct Store {
     pool: Pool,
     slots: Slots,
     dedup: Dedup,
+    /// Of use while a predecessor's memory is taken over, only.
+    shared: Mutex<MayBeShared>,
     counters: Counters,
     writers: Box<[Mutex<Writer>]>,
     decoders: Box<[Mutex<Decoder>]>,
@@ -158,6 +161,7 @@ impl Zmem {
         let store = Arc::new(Store {
             table: Table::new(Arc::clone(&arena), Arc::clone(&kept), slot_count),
             dedup,
+            shared: Mutex::new(MayBeShared::new(held.is_adopted())),
             pool: Pool { arena },
             slots: Slots((0..LOCKS).map(|_| RwLock::new(())).collect()),
             counters: Counters::default(),
@@ -177,6 +181,9 @@ impl Zmem {
         let mut zmem = Zmem { store, fanout, threads: Vec::new() };
         zmem.spawn("zmem-reserve", keep_reserve)?;
         zmem.spawn("zmem-compact", compact::run)?;
+        if held.is_adopted() {
+            zmem.spawn("zmem-index", dedup::refill)?;
+        }
         if let Some(recompress) = options.recompress {
             zmem.spawn("zmem-recompress", move |store| recompress::run(store, &recompress))?;
         }

@@ -42,6 +42,29 @@ impl Warmed {
     }
 }
 
+/// The segments that were ever populated, while an arena is adopted. Nothing else runs, so that
+/// no step has to be atomic.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct LiveCounts<'a>(&'a [AtomicU32]);
+
+impl LiveCounts<'_> {
+    /// The object is alive.
+    pub(in super::super) fn add(&self, object: &Object) {
+        let size = stored_bytes(object);
+        let end = object.location + Location::from(size) - 1;
+        let segment = segment_of(object.location);
+        let Some(info) = self.0.get(segment as usize) else { return };
+        let before = info.load(Ordering::Relaxed);
+        // Damaged entries may say anything.
+        if segment_of(end) == segment
+            && State::of(before) == State::Sealed
+            && (before & LIVE_MASK) + size <= LIVE_MASK
+        {
+            info.store(before + size, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Arena {
     /// Touches what the lists of segments will need of their memory: for as many segments as
     /// were ever populated, and some more. They are appended to by writes and discards.
@@ -101,7 +124,7 @@ impl Arena {
     }
 
     /// The predecessor is dead: maps what [`Arena::warm`] has not, and makes all that is not
-    /// memory empty. [`Arena::adopt_frame`] and [`Arena::adopt_object`] put into it what the
+    /// memory empty. [`Arena::adopt_frame`] and [`LiveCounts::add`] put into it what the
     /// table says, and [`Arena::end_adoption`] makes the lists.
     pub(in super::super) fn begin_adoption(&self) -> io::Result<()> {
         self.kept.map_present()?;
@@ -153,22 +176,12 @@ impl Arena {
         populated
     }
 
-    /// A live object. Nothing else runs, so that no step has to be atomic.
-    pub(in super::super) fn adopt_object(&self, object: &Object) {
-        let size = stored_bytes(object);
-        let end = object.location + Location::from(size) - 1;
-        if !self.may_hold(end) || segment_of(object.location) != segment_of(end) {
-            return;
-        }
-        let info = self.info(segment_of(object.location));
-        let before = info.load(Ordering::Relaxed);
-        // Damaged entries may say anything.
-        if State::of(before) == State::Sealed && (before & LIVE_MASK) + size <= LIVE_MASK {
-            info.store(before + size, Ordering::Relaxed);
-        }
+    /// Where live objects are counted, by segment.
+    pub(in super::super) fn live_counts(&self) -> LiveCounts<'_> {
+        LiveCounts(self.kept.all_information())
     }
 
-    /// First byte of an object's header, if there can be an object.
+    /// The checksum in front of an object, if there can be one.
     pub(in super::super) fn adopted_checksum(&self, object: &Object) -> Option<u32> {
         if !self.is_inside(object.location, HEADER_BYTES + object.len) {
             return None;

@@ -165,6 +165,27 @@ fn full_buckets_keep_all_shared_objects() {
     check_derived(second);
 }
 
+/// Also what only one entry named is found again, a moment after the take-over.
+#[test]
+fn identical_pages_are_found_after_a_take_over() {
+    let options = ZmemOptions { dedup: true, ..OPTIONS };
+    let regions = Regions::new();
+    let first = regions.zmem(1000, &options, false);
+    first.activate().unwrap();
+    for slot in 0..500 {
+        first.write(slot, &page_of(slot, 3)).unwrap();
+    }
+    drop(first);
+    let second = regions.zmem(1000, &options, true);
+    second.activate().unwrap();
+    wait_until("indexed", || number(&second, "dedup_indexed_objects") == 500);
+    for slot in 500..1000 {
+        second.write(slot, &page_of(slot - 500, 3)).unwrap();
+    }
+    assert_eq!(number(&second, "dedup_shared_pages"), 500);
+    check_derived(second);
+}
+
 #[test]
 fn a_standby_changes_nothing() {
     let options = everything_on(true);
@@ -271,10 +292,12 @@ fn a_word_beside_replaces_another_by_way_of_an_object() {
 #[ignore = "a measurement: takes more than a gigabyte of memory"]
 fn take_over_of_a_gigabyte() {
     for (random_words, objects) in [(380u64, 340_000u64), (128, 940_000)] {
-        for dedup in [false, true] {
+        // The last: every object has two entries, far from each other.
+        for (dedup, entries) in [(false, 1), (true, 1), (true, 2)] {
             let options = ZmemOptions { limit_bytes: Some(2 << 30), dedup, ..OPTIONS };
             let regions = Regions::new();
-            let first = regions.zmem(objects, &options, false);
+            let slots = objects * entries;
+            let first = regions.zmem(slots, &options, false);
             first.activate().unwrap();
             let mut random = Random(9);
             let mut page = vec![0u8; PAGE_LEN];
@@ -284,13 +307,15 @@ fn take_over_of_a_gigabyte() {
                     page[at..at + 8].copy_from_slice(&random.next().to_le_bytes());
                 }
                 let slot = slot * 7919 % objects;
-                while first.write(slot, &page).is_err() {}
+                for slot in (slot..slots).step_by(objects as usize) {
+                    while first.write(slot, &page).is_err() {}
+                }
             }
             let used = number(&first, "mem_used_total_bytes") >> 20;
             let average = number(&first, "compr_data_size_bytes") / objects;
             drop(first);
             for warm in [true, false] {
-                let next = regions.zmem(objects, &options, true);
+                let next = regions.zmem(slots, &options, true);
                 let started = Instant::now();
                 if warm {
                     next.warm();
@@ -299,11 +324,11 @@ fn take_over_of_a_gigabyte() {
                 let started = Instant::now();
                 next.activate().unwrap();
                 println!(
-                    "{used} MiB, {objects} objects of {average} bytes, dedup {dedup}: activated \
-                     in {:?}; warmed before: {warm}, in {warmed:?}",
+                    "{used} MiB, {objects} objects of {average} bytes, {entries} entries each, dedup \
+                     {dedup}: activated in {:?}; warmed before: {warm}, in {warmed:?}",
                     started.elapsed()
                 );
-                assert_eq!(number(&next, "orig_data_size_bytes"), objects * 4096);
+                assert_eq!(number(&next, "orig_data_size_bytes"), slots * 4096);
             }
         }
     }
