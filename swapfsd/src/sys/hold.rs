@@ -74,6 +74,7 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 mod tests {
     use super::*;
     use crate::sys::memory::Mapping;
+    use std::sync::atomic::{AtomicU8, Ordering};
 
     #[test]
     fn what_one_mapping_stores_another_one_reads() {
@@ -89,12 +90,15 @@ mod tests {
         let two = Mapping::shared(file, 1 << 20).unwrap();
         one.populate_range(0, 8192).unwrap();
         two.map_present(0, 8192).unwrap();
-        // SAFETY: inside the mapping, used by this test only.
-        unsafe { one.as_ptr().add(5000).write(7) };
-        // SAFETY: as above.
-        assert_eq!(unsafe { two.as_ptr().add(5000).read() }, 7);
+        let byte = |mapping: &Mapping| {
+            // SAFETY: inside the mapping.
+            let place = unsafe { mapping.as_ptr().add(5000) };
+            // SAFETY: live as long as the mappings, which are this test's only.
+            unsafe { &*place.cast::<AtomicU8>() }
+        };
+        byte(&one).store(7, Ordering::Relaxed);
+        assert_eq!(byte(&two).load(Ordering::Relaxed), 7);
         two.release(4096, 4096).unwrap();
-        // SAFETY: as above.
-        assert_eq!(unsafe { one.as_ptr().add(5000).read() }, 0);
+        assert_eq!(byte(&one).load(Ordering::Relaxed), 0);
     }
 }
