@@ -7,7 +7,9 @@ make_ext4 /dev/vda /mnt/data
 image=/mnt/data/swap.img
 for engine in uring sync; do
     swapfs up "$image" --type linear --size 1G --priority 10 --discard=pages -o "engine=$engine"
-    daemon="$(pidof swapfsd)"
+    mount="$(mount_of "$image")"
+    wait_for "standby" has_standby "$mount"
+    daemon="$(daemon_ids "$mount")"
     # A pass of random touches takes long in an emulated guest: the second engine only fills
     # and verifies.
     passes=1
@@ -16,9 +18,8 @@ for engine in uring sync; do
     load "engine=$engine, random, 3 processes" \
         pageload --megabytes 700 --passes "$passes" --seed "$seed" --processes 3 --touch mixed
     check_swapped_out 300
-    check "the daemon is the same" [ "$(pidof swapfsd)" = "$daemon" ]
-    grep -E 'VmLck|VmSwap|VmRSS' "/proc/$daemon/status"
-    check "no page of the daemon was swapped" grep -Eq '^VmSwap:[[:space:]]+0 kB' "/proc/$daemon/status"
+    check "the daemon is the same" [ "$(daemon_ids "$mount")" = "$daemon" ]
+    check_daemon_not_swapped
     swapfs down "$image"
     check_nothing_left "after engine=$engine"
 done

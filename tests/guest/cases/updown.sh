@@ -26,7 +26,7 @@ rounds=0
 for round in $(seq 20); do
     step "round $round"
     once || break
-    left="$(leftovers)"
+    left="$(settled_leftovers)"
     [ -z "$left" ] || break
     rounds=$round
 done

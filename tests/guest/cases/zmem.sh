@@ -8,14 +8,16 @@ image=/mnt/data/zmem.img
 
 step "560 MiB in a machine of 512, three quarters of it compressible"
 swapfs up "$image" --size 2G --priority 10 -o limit=300M
-daemon="$(pidof swapfsd)"
+mount="$(mount_of "$image")"
+wait_for "standby" has_standby "$mount"
+daemon="$(daemon_ids "$mount")"
 swapfs status
 load "compressible, 3 processes" \
     pageload --megabytes 560 --passes 1 --seed "$seed" --processes 3 --touch mixed --compressible 75
 check_swapped_out 100
 swapfs status
-check "the daemon is the same" [ "$(pidof swapfsd)" = "$daemon" ]
-check "no page of the daemon was swapped" grep -Eq '^VmSwap:[[:space:]]+0 kB' "/proc/$daemon/status"
+check "the daemon is the same" [ "$(daemon_ids "$mount")" = "$daemon" ]
+check_daemon_not_swapped
 swapfs down "$image"
 check_nothing_left "after the compressible workload"
 rm "$image"
@@ -24,7 +26,9 @@ rm "$image"
 # kernel keeps the pages. They all fit into memory and limit together.
 step "at the limit: 280 MiB that do not compress, a limit of 64 MiB"
 swapfs up "$image" --size 2G --priority 10 -o limit=64M
-daemon="$(pidof swapfsd)"
+mount="$(mount_of "$image")"
+wait_for "standby" has_standby "$mount"
+daemon="$(daemon_ids "$mount")"
 load "at the limit" \
     pageload --megabytes 280 --passes 0 --seed "$seed" --processes 2 --compressible 0 --pageout
 swapfs status
@@ -41,7 +45,7 @@ cat "$scratch/beyond"
 check "no wrong page" sh -c "! grep -Eq '[1-9][0-9]* bad' '$scratch/beyond'"
 check "the workload did not fit (status $status)" [ "$status" != 0 ]
 check "and it was not ended by time" [ "$status" != 137 ]
-check "the daemon is the same" [ "$(pidof swapfsd)" = "$daemon" ]
+check "the daemon is the same" [ "$(daemon_ids "$mount")" = "$daemon" ]
 swapfs status --json | grep -E 'oom_calls|refused'
 swapfs down "$image"
 check_nothing_left "after the limit"

@@ -153,8 +153,82 @@ swap_used_kib() { # [DEVICE]
 
 swap_device_of() { # IMAGE: the loop device on it
     local mountpoint
-    mountpoint="$(awk -v image="$1" '$1 == image && $3 == "fuse.swapfs" { print $2 }' /proc/mounts)"
+    mountpoint="$(mount_of "$1")"
     losetup -a | grep -F "($mountpoint/swapfile)" | cut -d : -f 1
+}
+
+mount_of() { # IMAGE
+    awk -v image="$1" '$1 == image && $3 == "fuse.swapfs" { print $2 }' /proc/mounts
+}
+
+# read_number MOUNT NAME: a number of stats.json, into $number; empty if it is null. By the shell
+# alone: on a machine whose memory is full a new process takes long.
+number=
+read_number() {
+    local text=
+    number=
+    read -r text <"$1/stats.json" || true
+    if [[ $text =~ \"$2\":([0-9]+) ]]; then
+        number="${BASH_REMATCH[1]}"
+    fi
+}
+
+# pause SECONDS: without a process of its own, for the same reason.
+mkfifo "$scratch/never"
+pause() {
+    read -r -t "$1" <>"$scratch/never" || true
+}
+
+# daemon_ids MOUNT: supervisor, worker and standby, as long as nobody has died.
+daemon_ids() {
+    local name ids=
+    for name in supervisor_pid worker_pid standby_pid; do
+        read_number "$1" "$name"
+        ids+=" $name=$number"
+    done
+    echo "${ids# }"
+}
+
+has_standby() { # MOUNT
+    read_number "$1" standby_pid
+    [ -n "$number" ]
+}
+
+# has_ended DIRECTORY: the process has only to be cleared away by its parent.
+has_ended() {
+    local stat
+    read -r stat <"$1/stat" || return 0
+    # Behind the name, which may hold anything.
+    [[ "${stat##*) }" == [ZX]* ]]
+}
+
+# All processes of the daemon: the supervisor is swapfsd; those who serve or wait, and who share
+# memory with them, are swapfsd-worker.
+daemon_processes() {
+    local process name
+    for process in /proc/[0-9]*; do
+        read -r name <"$process/comm" || continue
+        case "$name" in
+        swapfsd | swapfsd-worker) has_ended "$process" || echo "${process#/proc/}" ;;
+        esac
+    done 2>/dev/null
+}
+
+check_daemon_not_swapped() {
+    local pid count=0 swapped=
+    for pid in $(daemon_processes); do
+        # One that has ended meanwhile has no pages.
+        [ -r "/proc/$pid/status" ] || continue
+        count=$((count + 1))
+        grep -E 'Name|VmLck|VmSwap|VmRSS' "/proc/$pid/status" | tr -s '\n\t ' ' ' || true
+        echo
+        # A zombie has no such line.
+        if grep -q '^VmSwap:' "/proc/$pid/status" && ! grep -Eq '^VmSwap:[[:space:]]+0 kB' "/proc/$pid/status"; then
+            swapped+=" $pid"
+        fi
+    done
+    [ "$count" -gt 0 ] || swapped=" nobody: there is none"
+    check "no page of the daemon's $count processes was swapped${swapped:+, but of$swapped}" [ -z "$swapped" ]
 }
 
 # Everything that up makes. Kept as text so that a failure can be shown.
@@ -167,16 +241,30 @@ leftovers() {
     for process in /proc/[0-9]*; do
         read -r name <"$process/comm" || continue
         case "$name" in
-        swapfs* | mkswapfs | mount-swapfs | mount.swapfs) echo "process: $name, ${process#/proc/}" ;;
+        swapfs* | mkswapfs | mount-swapfs | mount.swapfs)
+            has_ended "$process" || echo "process: $name, ${process#/proc/}"
+            ;;
         esac
     done 2>/dev/null
     find /run/swapfs -mindepth 1 2>/dev/null | sed 's/^/file: /' || true
     find /sys/fs/cgroup -type d -name '*swapfs*' | sed 's/^/cgroup: /'
 }
 
+# Whoever takes the memory of a worker down ends a little after the daemon.
+settled_leftovers() {
+    local left tries=0
+    left="$(leftovers)"
+    while [[ "$left" == process:* ]] && [ "$tries" -lt 50 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+        left="$(leftovers)"
+    done
+    echo "$left"
+}
+
 check_nothing_left() { # WHEN
     local left
-    left="$(leftovers)"
+    left="$(settled_leftovers)"
     if [ -z "$left" ]; then
         pass "nothing left behind $1"
     else
