@@ -6,9 +6,11 @@ use crate::probe::{self, Answer};
 use crate::procfs::{meminfo, swaps};
 use crate::swap_off::{self, OnSignal};
 use crate::volumes::{RUN_DIRECTORY, Volume};
-use crate::{daemon, loop_device};
+use crate::{daemon, loop_device, volumes};
 use serde::Serialize;
+use std::ffi::OsStr;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use swapfs_format::size::human;
 
@@ -134,14 +136,32 @@ pub fn take_down(volume: &Volume, policy: DownPolicy) -> Result<DownReport, Fail
         loop_device::detach(&device.path, &device.backing)?;
         report.detached.push(device.path.clone());
     }
+    let answer_was_dead = answer == Some(Answer::Dead);
     daemon::stop(&volume.mount, answer.and_then(|answer| answer.pid()))?;
     report.unmounted = volume.image.is_some();
+    if answer_was_dead {
+        remove_socket(&volume.mount, &mut report.warnings);
+    }
     if volume.mount.parent() == Some(Path::new(RUN_DIRECTORY))
         && let Err(failure) = daemon::remove_directory(&volume.mount)
     {
         report.warnings.push(failure.to_string());
     }
     Ok(report)
+}
+
+/// The socket of a supervisor that was killed: nobody else removes it. Its name is known for a
+/// mount of our own.
+fn remove_socket(mount: &Path, warnings: &mut Vec<String>) {
+    let uuid = mount.file_name().and_then(OsStr::to_str);
+    if let (Some(uuid), true) = (uuid, mount.parent() == Some(Path::new(RUN_DIRECTORY))) {
+        let socket = volumes::control_socket(uuid);
+        if let Err(error) = std::fs::remove_file(&socket)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            warnings.push(Failure::os(socket.display(), "remove", &error).to_string());
+        }
+    }
 }
 
 /// What the daemon's state means for the pages on the volume.
