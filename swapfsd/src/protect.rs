@@ -34,15 +34,24 @@ pub struct OwnCgroup {
     path: PathBuf,
 }
 
-/// Sets what a process does not inherit, in a worker whose supervisor has said what is missing.
+/// Sets what a process does not inherit, in a worker whose supervisor has said what is missing. A
+/// `standby` does what it does beforehand as an ordinary task: it can take as long as a take-over
+/// may, and would keep others from a processor for that long.
 #[must_use]
-pub fn protect_worker(realtime: bool) -> Protection {
+pub fn protect_worker(realtime: bool, standby: bool) -> Protection {
+    let realtime = realtime && process::set_realtime().is_ok();
+    if realtime {
+        process::plan_realtime();
+        if standby {
+            drop(process::set_ordinary());
+        }
+    }
     Protection {
+        realtime,
         swap_free_cgroup: matches!(enter_swap_free_cgroup(), Ok(None)),
         io_flusher: process::set_io_flusher().is_ok(),
         oom_protected: fs::write("/proc/self/oom_score_adj", "-1000").is_ok(),
         memory_locked: memory::lock_all_on_fault().is_ok(),
-        realtime: realtime && process::set_realtime().is_ok(),
     }
 }
 
@@ -93,6 +102,9 @@ pub fn protect_process(realtime: bool) -> (Protection, Option<OwnCgroup>) {
                  for memory that only its own swap-outs free",
             ),
     };
+    if protection.realtime {
+        process::plan_realtime();
+    }
     (protection, cgroup)
 }
 

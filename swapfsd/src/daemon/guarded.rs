@@ -167,7 +167,7 @@ pub(super) fn resume(arguments: &Arguments, link: i32) -> Result<(), StartError>
     let superblock = kept_superblock(control)?;
     let (options, _) = options_of(&superblock, arguments)?;
     // What is missing was said when the volume was mounted.
-    let _ = protect::protect_worker(options.common.realtime);
+    let _ = protect::protect_worker(options.common.realtime, false);
     let cgroup = protect::inherited_cgroup();
     let (image, mount) = (&arguments.image, &arguments.mountpoint);
     let parts = parts(arguments, image, mount, &superblock, &options, holdings, cgroup)?;

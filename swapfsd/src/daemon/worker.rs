@@ -18,7 +18,7 @@ use crate::supervisor::link::{Holdings, Kind, Link};
 use crate::sys::address_space::{self, Companion};
 use crate::sys::device;
 use crate::sys::event::EventFd;
-use crate::sys::process::Ordinary;
+use crate::sys::process::{self, Ordinary};
 use crate::sys::spawn::{self as processes, Command, Process};
 use crate::volume::Volume;
 use crate::{crash, logging};
@@ -136,12 +136,10 @@ impl Worker {
         let (options, text) = options_of(&superblock, arguments)?;
         let image = Image::from_open(&arguments.image, copy(&holdings.image)?)
             .map_err(|error| StartError(error.to_string()))?;
-        let protection = protect::protect_worker(options.common.realtime);
+        let protection = protect::protect_worker(options.common.realtime, !is_first);
         let resources = registry::resources(&options);
-        let unhurried = (!is_first && protection.realtime).then(Ordinary::enter);
         let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
             .map_err(system("memory for buffers"))?;
-        drop(unhurried);
         let [one, two, three] = &holdings.regions;
         let held = Held::regions([copy(one)?, copy(two)?, copy(three)?], !is_first);
         let backend = registry::build(&image, &superblock, &options, &buffers, &held)
@@ -224,12 +222,13 @@ impl Worker {
         self.start_session(connection)?;
         waiting.call_all().map_err(system("a FUSE session"))?;
         muster.wait();
-        self.unhurried(|worker| {
-            if worker.protection.memory_locked {
-                populate();
-            }
-            worker.volume.warm();
-        });
+        if self.protection.memory_locked {
+            populate();
+        }
+        self.volume.warm();
+        if self.protection.realtime {
+            process::all_realtime().map_err(system("SCHED_RR"))?;
+        }
         link.say(Kind::Ready, &HANDOVER_VERSION.to_le_bytes()).map_err(system("the link"))?;
         self.waiting = Some(waiting);
         loop {

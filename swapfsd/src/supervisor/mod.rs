@@ -43,6 +43,8 @@ const STANDBY_RETRY_MOST: Duration = Duration::from_secs(10);
 struct Worker {
     process: Process,
     link: Link,
+    /// It has closed its end, and its end is near: there is nothing to be heard any more.
+    mute: bool,
     /// It has said that it is ready, or serves.
     up: bool,
     /// Since when it has had its present role.
@@ -177,7 +179,7 @@ impl Supervisor {
         match (Process::open(pid), link) {
             (Ok(process), Some(link)) if pid != 0 => {
                 let since_ns = spawn::boot_time_ns();
-                self.serving = Some(Worker { process, link, up: true, since_ns });
+                self.serving = Some(Worker { process, link, mute: false, up: true, since_ns });
             }
             _ => self.replace(spawn::boot_time_ns()),
         }
@@ -233,9 +235,10 @@ impl Supervisor {
         let candidate = self.candidate.as_ref().and_then(upgrade::Candidate::worker);
         let workers = [self.serving.as_ref(), self.standby.as_ref(), candidate];
         let descriptors = workers.into_iter().flat_map(|worker| {
-            let both = worker.map(|worker| (worker.process.as_raw_fd(), worker.link.as_raw_fd()));
-            let (process, link) = both.unwrap_or((-1, -1));
-            [process, link]
+            let Some(worker) = worker else { return [-1, -1] };
+            // A closed link is always ready: waiting for it would be spinning.
+            let link = if worker.mute { -1 } else { worker.link.as_raw_fd() };
+            [worker.process.as_raw_fd(), link]
         });
         let others: [RawFd; 2] =
             [self.signals.as_raw_fd(), self.parts.door.as_ref().map_or(-1, AsRawFd::as_raw_fd)];
@@ -285,7 +288,7 @@ impl Supervisor {
 
     /// Reads what the serving worker has to say.
     fn hear_serving(&mut self) {
-        while let Some(packet) = self.serving.as_ref().and_then(heard) {
+        while let Some(packet) = self.serving.as_mut().and_then(heard) {
             match packet.kind() {
                 Some(Kind::Serving) => self.now_serving(),
                 Some(Kind::Ended) => self.end = Some(End::Unmounted),
@@ -458,6 +461,10 @@ impl Supervisor {
             }
         }
         if let Some(worker) = &mut next {
+            if !worker.up {
+                // It comes up as an ordinary task; now somebody waits for it.
+                worker.process.hurry();
+            }
             worker.up = false;
             worker.since_ns = spawn::boot_time_ns();
         }
@@ -524,13 +531,15 @@ fn start(command: &Command, role: Kind, holdings: &Holdings) -> io::Result<Worke
         process.kill();
         return Err(error);
     }
-    Ok(Worker { process, link: ours, up: false, since_ns: spawn::boot_time_ns() })
+    Ok(Worker { process, link: ours, mute: false, up: false, since_ns: spawn::boot_time_ns() })
 }
 
 /// The next packet, if one has come.
-fn heard(worker: &Worker) -> Option<Packet> {
-    if spawn::readiness(worker.link.as_raw_fd()) & libc::POLLIN == 0 {
+fn heard(worker: &mut Worker) -> Option<Packet> {
+    if worker.mute || spawn::readiness(worker.link.as_raw_fd()) & libc::POLLIN == 0 {
         return None;
     }
-    worker.link.next().ok().flatten()
+    let packet = worker.link.next().ok().flatten();
+    worker.mute = packet.is_none();
+    packet
 }

@@ -70,7 +70,7 @@ extern "C" fn wait_for_the_end(argument: *mut libc::c_void) -> libc::c_int {
     // processor.
     // SAFETY: the parameters are read during the call.
     unsafe {
-        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH, &raw const ordinary)
+        libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const ordinary)
     };
     // SAFETY: no memory is passed. This process has a table of descriptors of its own.
     unsafe { libc::syscall(libc::SYS_close_range, own + 1, LAST_DESCRIPTOR, 0) };

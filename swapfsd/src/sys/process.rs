@@ -4,6 +4,7 @@ use super::check;
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// Not in libc yet for every target: `PR_SET_IO_FLUSHER` of linux/prctl.h.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
@@ -38,19 +39,20 @@ pub fn set_io_flusher() -> io::Result<()> {
 /// # Errors
 /// `EPERM` without CAP_SYS_NICE, or in a control group without real-time run time.
 pub fn set_realtime() -> io::Result<()> {
+    set_realtime_of(0)
+}
+
+/// As [`set_realtime`], for a thread by its number.
+///
+/// # Errors
+/// As there, and `ESRCH`.
+pub fn set_realtime_of(tid: libc::pid_t) -> io::Result<()> {
     // SAFETY: the structure is plain numbers, for which zero is a value.
     let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
     parameters.sched_priority = 1;
     // SAFETY: the parameters are read during the call only.
-    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const parameters) })?;
+    check(unsafe { libc::sched_setscheduler(tid, libc::SCHED_RR, &raw const parameters) })?;
     Ok(())
-}
-
-/// The calling thread is a real-time task.
-#[must_use]
-pub fn is_realtime() -> bool {
-    // SAFETY: no memory is passed; 0 is the calling thread.
-    matches!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_RR | libc::SCHED_FIFO)
 }
 
 /// Makes the calling thread an ordinary task (SCHED_OTHER), and those that it starts from now on.
@@ -63,6 +65,50 @@ pub fn set_ordinary() -> io::Result<()> {
     // SAFETY: the parameters are read during the call only.
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters) })
         .map(drop)
+}
+
+/// This process's threads are real-time tasks once it serves.
+static REALTIME: AtomicBool = AtomicBool::new(false);
+/// Threads that are ordinary tasks in any case; 0: a free place.
+static ORDINARY: [AtomicI32; 32] = [const { AtomicI32::new(0) }; 32];
+
+/// Says that this process's threads are real-time tasks once it serves, though they may not be now.
+pub fn plan_realtime() {
+    REALTIME.store(true, Ordering::Relaxed);
+}
+
+/// Are this process's threads real-time tasks, now or once it serves?
+#[must_use]
+pub fn plans_realtime() -> bool {
+    REALTIME.load(Ordering::Relaxed)
+}
+
+/// Makes the calling thread an ordinary task for good, whatever [`all_realtime`] does to others.
+pub fn stay_ordinary() {
+    // SAFETY: the call has no arguments and can't fail.
+    let own = unsafe { libc::gettid() };
+    let free = |place: &&AtomicI32| {
+        place.compare_exchange(0, own, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    };
+    let _ = ORDINARY.iter().find(free);
+    // It could only fail for want of a right that the thread has had.
+    drop(set_ordinary());
+}
+
+/// Makes all threads of this process real-time tasks, but those that [`stay_ordinary`].
+///
+/// # Errors
+/// If /proc can't be read, or what sched_setscheduler(2) answers.
+pub fn all_realtime() -> io::Result<()> {
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let Some(tid) = task?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if !ORDINARY.iter().any(|place| place.load(Ordering::Relaxed) == tid) {
+            set_realtime_of(tid)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the calling thread an ordinary one of low priority: for work that nobody waits for.

@@ -183,6 +183,14 @@ impl Process {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, descriptor, signal, none, 0) };
     }
 
+    /// Makes its first thread, and those that it starts from now on, real-time tasks, where this
+    /// process's threads are.
+    pub fn hurry(&self) {
+        if super::process::plans_realtime() {
+            drop(super::process::set_realtime_of(self.pid));
+        }
+    }
+
     /// Has it ended, with all of its threads? If it is our child, its remains are cleared away.
     #[must_use]
     pub fn ended(&self) -> Option<Ended> {

@@ -35,7 +35,7 @@ const DESTINATIONS: usize = 16;
 pub(super) fn run(store: &Store) {
     // It takes none of the kernel's memory, and as a real-time task it would keep the kernel's
     // threads on the way of a read from the processors.
-    drop(process::set_ordinary());
+    process::stay_ordinary();
     let mut open = OpenSegment::with_ready(DESTINATIONS);
     let mut changes_before = 0;
     // Nothing was due when last nothing had changed.

@@ -402,7 +402,7 @@ pub(super) fn refill(store: &Store) {
     }
     let Some(dedup) = store.dedup() else { return };
     // Like the compactor, and for the same reason.
-    drop(process::set_ordinary());
+    process::stay_ordinary();
     store.table.for_each(0, store.table.slot_count(), |slot, cell| {
         if store.stop.load(Ordering::Relaxed) {
             return;

@@ -149,7 +149,7 @@ impl Fanout {
     pub(super) fn new(processors: usize) -> io::Result<Fanout> {
         let shared = Arc::new(Shared::default());
         let gate = Gate { room: processors, state: Mutex::default(), left: Condvar::new() };
-        let realtime = process::is_realtime();
+        let realtime = process::plans_realtime();
         let mut fanout = Fanout { shared, gate, realtime, helpers: Vec::new() };
         for _ in 1..processors {
             let shared = Arc::clone(&fanout.shared);
@@ -239,7 +239,7 @@ impl Drop for Use<'_> {
 
 fn help(shared: &Shared) {
     // What it works on are large writes.
-    drop(process::set_ordinary());
+    process::stay_ordinary();
     let _io_path = IoPath::enter();
     let mut place = shared.place.lock();
     while !place.stop {

@@ -24,7 +24,8 @@ const WORTH_PART: usize = 16;
 const PAGES_PER_BREAK: u64 = 16;
 
 pub(super) fn run(store: &Store, options: &Recompress) {
-    let priority = Priority { realtime: process::is_realtime() };
+    process::stay_ordinary();
+    let priority = Priority { realtime: process::plans_realtime() };
     priority.low();
     let mut worker = Worker {
         store,
