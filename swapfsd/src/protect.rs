@@ -164,11 +164,18 @@ fn own_cgroup(root: &Path) -> Option<PathBuf> {
 
 impl Drop for OwnCgroup {
     fn drop(&mut self) {
-        // A cgroup can only go when nobody is in it.
+        // A cgroup can only go when nobody is in it; who has just ended is for a moment.
         if let Some(parent) = self.path.parent() {
             drop(fs::write(parent.join("cgroup.procs"), "0"));
         }
-        drop(fs::remove_dir(&self.path));
+        for _ in 0..100 {
+            match fs::remove_dir(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                _ => return,
+            }
+        }
     }
 }
 

@@ -227,6 +227,7 @@ impl Supervisor {
             worker.process.kill();
             let _ = worker.process.wait(Duration::from_secs(10));
         }
+        spawn::reap_all(Duration::from_secs(5));
     }
 
     /// Waits for something to happen, and deals with it.

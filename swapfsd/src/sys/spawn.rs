@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The number under which a started program finds its end of the connection to its starter.
 pub const LINK_DESCRIPTOR: RawFd = 3;
@@ -246,6 +246,19 @@ pub fn reap_others(known: &[libc::pid_t]) {
         }
         // SAFETY: nothing is written.
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+    }
+}
+
+/// Waits until there is no child left, for `at_most`.
+pub fn reap_all(at_most: Duration) {
+    let started = Instant::now();
+    while started.elapsed() < at_most {
+        // SAFETY: nothing is written.
+        match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } {
+            0 => std::thread::sleep(Duration::from_millis(2)),
+            pid if pid < 0 => return,
+            _ => {}
+        }
     }
 }
 
