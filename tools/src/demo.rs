@@ -222,7 +222,7 @@ fn settle(mount: &Path, interrupt: &Interrupt) -> Result<Stats, Failure> {
 }
 
 fn ask(mount: &Path) -> Result<Stats, Failure> {
-    match probe::ask(mount) {
+    match probe::ask_within(mount, SETTLE_LIMIT) {
         Answer::Stats(stats) => Ok(*stats),
         Answer::Silent => Err(Failure::new(mount.display(), "the daemon does not answer")),
         Answer::Dead => Err(Failure::new(mount.display(), "the daemon has died")),

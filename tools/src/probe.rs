@@ -49,9 +49,16 @@ impl Answer {
 /// Asks the daemon behind the mount at `mount`.
 #[must_use]
 pub fn ask(mount: &Path) -> Answer {
+    ask_within(mount, ANSWER_LIMIT)
+}
+
+/// As [`ask`], of a daemon that may be busy: its statistics wait behind the swap-outs that are
+/// under way, which on a slow machine can take a while.
+#[must_use]
+pub fn ask_within(mount: &Path, limit: Duration) -> Answer {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("swapfs").arg(READER_COMMAND).arg(mount.join("stats.json"));
-    interpret(run_within(command, ANSWER_LIMIT))
+    interpret(run_within(command, limit))
 }
 
 /// How the reading process ended.

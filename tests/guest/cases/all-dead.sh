@@ -4,6 +4,8 @@
 . "${0%/*}/lib/guest.sh"
 
 make_ext4 /dev/vda /mnt/data
+# Not on tmpfs: its pages may be among those that are lost.
+output=/mnt/data/background
 image=/mnt/data/zmem.img
 make_cgroup small 40
 
@@ -40,7 +42,7 @@ for options in limit=200M supervisor=off; do
     esac
     rm -f "$scratch/ready" "$scratch/stop"
     in_cgroup small pageload --megabytes 100 --passes 0 --seed "$seed" \
-        --ready "$scratch/ready" --until "$scratch/stop" >"$scratch/background" 2>&1 &
+        --ready "$scratch/ready" --until "$scratch/stop" >"$output" 2>&1 &
     workload=$!
     wait_for "workload ready" test -e "$scratch/ready"
     # So that the pages stay where they are until status has been asked.
@@ -53,9 +55,9 @@ for options in limit=200M supervisor=off; do
     touch "$scratch/stop"
     status=0
     wait "$workload" || status=$?
-    cat "$scratch/background"
+    cat "$output"
     check "the program that needs the pages has ended (status $status)" [ "$status" != 0 ]
-    check "and no wrong page was seen" sh -c "! grep -Eq '[1-9][0-9]* bad' '$scratch/background'"
+    check "and no wrong page was seen" sh -c "! grep -Eq '[1-9][0-9]* bad' '$output'"
     check "down" swapfs down "$image"
     # Nobody is left who could have removed it.
     find /sys/fs/cgroup -depth -type d -name 'swapfsd-*' -exec rmdir {} +
