@@ -5,7 +5,7 @@
 //! from outside could at that very instruction; then it looks whether every page is right.
 //! Unarmed, a point is one load and a branch that is never taken.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// The points. Each back end names what stands between two of its steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +45,15 @@ pub enum Point {
     ZmemRecompressPublished,
     /// `zmem`: a record of the index of identical pages was changed.
     ZmemIndexed,
+    /// `zmem`: a part of a bucket of that index was split off.
+    ZmemIndexSplit,
     /// `zmem`: half of what a predecessor left is taken over.
     ZmemActivating,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 18] = [
+    pub const ALL: [Point; 19] = [
         Point::LinearMarked,
         Point::LinearWritten,
         Point::LinearDiscarded,
@@ -69,6 +71,7 @@ impl Point {
         Point::ZmemRecompressed,
         Point::ZmemRecompressPublished,
         Point::ZmemIndexed,
+        Point::ZmemIndexSplit,
         Point::ZmemActivating,
     ];
 
@@ -94,10 +97,19 @@ pub fn pass(point: Point) {
 
 #[cold]
 fn passed() {
-    if LEFT.fetch_sub(1, Ordering::Relaxed) == 1 {
-        crate::sys::process::kill_self();
+    if LEFT.fetch_sub(1, Ordering::Relaxed) != 1 {
+        return;
     }
+    if BLOCK.load(Ordering::Relaxed) {
+        loop {
+            std::thread::park();
+        }
+    }
+    crate::sys::process::kill_self();
 }
+
+/// Not killed, but stuck: the thread that passes the point never comes back.
+static BLOCK: AtomicBool = AtomicBool::new(false);
 
 /// The process is killed when `point` is passed for the `count`-th time from now on.
 pub fn arm(point: Point, count: u64) {
@@ -105,9 +117,12 @@ pub fn arm(point: Point, count: u64) {
     ARMED.store(point as u32, Ordering::Relaxed);
 }
 
-/// Arms the point that the environment variable `SWAPFS_KILL_AT` names, as `NAME:COUNT`.
+/// Arms the point that the environment variable `SWAPFS_KILL_AT` names, as `NAME:COUNT`; or
+/// `SWAPFS_BLOCK_AT`, at which the thread gets stuck.
 pub fn arm_from_environment() {
-    let Ok(text) = std::env::var("SWAPFS_KILL_AT") else { return };
+    let blocked = std::env::var("SWAPFS_BLOCK_AT");
+    BLOCK.store(blocked.is_ok(), Ordering::Relaxed);
+    let Ok(text) = blocked.or_else(|_| std::env::var("SWAPFS_KILL_AT")) else { return };
     let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
     let point = Point::ALL.into_iter().find(|point| point.name() == name);
     if let (Some(point), Ok(count)) = (point, count.parse()) {

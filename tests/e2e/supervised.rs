@@ -86,7 +86,8 @@ fn conformance_under_kills(name: &str, format: &[&str], options: &str) {
         killer.join().unwrap()
     });
     drop(target);
-    wait_until("all deaths are noticed", || number(&mounted, "takeovers") == killed);
+    let noticed = || number(&mounted, "takeovers");
+    wait_until(&format!("{killed} deaths are noticed, not {}", noticed()), || noticed() == killed);
     let stats = mounted.stats();
     println!("{name}: {killed} kills, longest pause {} ms", stats["longest_pause_ms"]);
     assert!(killed > 5, "only {killed} kills");
@@ -178,6 +179,40 @@ fn a_standby_that_dies_is_replaced() {
     }
     assert_eq!(number(&mounted, "takeovers"), 0);
     check(&mounted, &bytes);
+    mounted.unmount();
+}
+
+/// A request that never ends, in each worker anew: each is replaced, and its successor not for
+/// what it has done.
+#[test]
+fn a_worker_with_a_request_that_does_not_end_is_replaced() {
+    skip_if!(cannot_guard());
+    let folder = folder();
+    let image = folder.path().join("image");
+    let programs = programs();
+    programs.succeed("mkswapfs", &["-t", "ram", "-s", "1M", image.to_str().unwrap()]);
+    let mountpoint = folder.path().join("image.mnt");
+    fs::create_dir(&mountpoint).unwrap();
+    let status = programs
+        .command("swapfsd")
+        .args(["-o", "watchdog=1"])
+        .args([&image, &mountpoint])
+        .env("SWAPFS_BLOCK_AT", "RamHalf:4")
+        .status();
+    assert!(status.unwrap().success());
+    let mounted = Mounted { programs, image, mountpoint };
+    let file = File::options().read(true).write(true).open(mounted.swap_file()).unwrap();
+    for page in 0..10u8 {
+        file.write_all_at(&[page + 1; 4096], u64::from(page) * 8192).unwrap();
+    }
+    let mut found = [0; 4096];
+    for page in 0..10u8 {
+        file.read_exact_at(&mut found, u64::from(page) * 8192).unwrap();
+        assert_eq!(found, [page + 1; 4096]);
+    }
+    drop(file);
+    let hangs = number(&mounted, "hangs");
+    assert!((2..=5).contains(&hangs), "{hangs} hangs");
     mounted.unmount();
 }
 

@@ -159,12 +159,19 @@ pub(super) fn resume(arguments: &Arguments, link: i32) -> Result<(), StartError>
     logging::start_direct(arguments.log_target());
     logging::set_subject(&arguments.image.display().to_string());
     let link = Link::from_descriptor(spawn::inherited(link).map_err(system("the link"))?);
+    let starter = link.peer();
     let packet = link.next().map_err(system("the link"))?;
     let unexpected = || StartError::new("the link", "nothing was handed over");
     let mut packet = packet.ok_or_else(unexpected)?;
     let holdings = packet.holdings().ok_or_else(unexpected)?;
     let control = map_control(&holdings)?;
     let superblock = kept_superblock(control)?;
+    // The worker that started this process may have died since, and a standby serve: that one
+    // starts a supervisor of its own.
+    let serving = control.page().worker_pid.load(Relaxed) as i32;
+    if packet.kind() == Some(Kind::Adopt) && serving != starter {
+        return Err(StartError::new("take-over", "another process serves by now"));
+    }
     let (options, _) = options_of(&superblock, arguments)?;
     // What is missing was said when the volume was mounted.
     let _ = protect::protect_worker(options.common.realtime, false);

@@ -18,7 +18,7 @@ use crate::supervisor::link::{Holdings, Kind, Link};
 use crate::sys::address_space::{self, Companion};
 use crate::sys::device;
 use crate::sys::event::EventFd;
-use crate::sys::process::{self, Ordinary};
+use crate::sys::process;
 use crate::sys::spawn::{self as processes, Command, Process};
 use crate::volume::Volume;
 use crate::{crash, logging};
@@ -41,8 +41,8 @@ const WARM: Duration = Duration::from_millis(200);
 const BEAT: Duration = Duration::from_millis(100);
 /// How long the predecessor's lock may outlive its process.
 const SEAT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long after the death of its supervisor a standby waits for the worker's.
-const RESCUE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a standby without a supervisor looks whether the worker has died too.
+const RESCUE_STEP: Duration = Duration::from_millis(2);
 /// How long after the death of a new supervisor the next one is started, at first and at most.
 const SUPERVISOR_RETRY: Duration = Duration::from_secs(1);
 const SUPERVISOR_RETRY_MOST: Duration = Duration::from_secs(60);
@@ -53,6 +53,7 @@ pub(super) fn run(arguments: &Arguments, link: i32) -> Result<(), StartError> {
     start_logging(arguments.log_target());
     logging::set_subject(&arguments.image.display().to_string());
     die_of_panics();
+    process::die_quickly();
     let link = processes::inherited(link).map_err(|error| StartError::new("the link", error))?;
     let link = Link::from_descriptor(link);
     let outcome = serve_for(arguments, &link);
@@ -66,11 +67,10 @@ pub(super) fn run(arguments: &Arguments, link: i32) -> Result<(), StartError> {
 /// A thread that panics leaves its request without an answer, for ever. A process that dies leaves
 /// it to its successor.
 fn die_of_panics() {
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |information| {
+    // Not the usual hook, which writes to standard error: its reader may be swapped out.
+    std::panic::set_hook(Box::new(|information| {
         error!("{information}");
         logging::flush_for(Duration::from_millis(100));
-        before(information);
         std::process::abort();
     }));
 }
@@ -92,6 +92,11 @@ fn serve_for(arguments: &Arguments, link: &Link) -> Result<(), StartError> {
         logging::flush();
         std::process::exit(0);
     }
+    // Before anybody sends one: the default would be to die.
+    let signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| StartError::new("signal handlers", error))?;
+    let mountpoint = arguments.mountpoint.clone();
+    spawn("signals", move || stop_on_signal(signals, &mountpoint))?;
     // Nobody there to hear it: then the worker finds itself someone, below.
     drop(link.say(Kind::Serving, &[]));
     worker.serve(arguments, link)
@@ -231,52 +236,66 @@ impl Worker {
         }
         link.say(Kind::Ready, &HANDOVER_VERSION.to_le_bytes()).map_err(system("the link"))?;
         self.waiting = Some(waiting);
+        let warming = self.keep_warm()?;
         loop {
-            let ready = processes::wait_readable(&[link.as_raw_fd()], Some(WARM));
-            if !ready.is_ok_and(|ready| ready > 0) {
-                self.unhurried(|worker| worker.volume.warm());
-                continue;
-            }
+            let _ = processes::wait_readable(&[link.as_raw_fd()], None);
             match link.next() {
                 Ok(Some(packet)) if packet.kind() == Some(Kind::TakeOver) => break,
                 Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return self.rescue(),
+                Ok(None) | Err(_) => {
+                    let rescued = self.rescue();
+                    warming.store(false, Relaxed);
+                    return rescued;
+                }
             }
         }
+        // Not waited for: it may be waiting for memory, and what it has not mapped is mapped now.
+        warming.store(false, Relaxed);
         self.take_seat(SEAT_PATIENCE)?;
         self.take_over()?;
         Ok(true)
     }
 
-    /// Does what nobody waits for as an ordinary task: at real-time priority, putting a gibibyte
-    /// into page tables would keep others from a processor for as long as a take-over.
-    fn unhurried(&self, work: impl FnOnce(&Worker)) {
-        let _ordinary = self.protection.realtime.then(Ordinary::enter);
-        work(self);
+    /// Starts a thread that puts into this process's page tables what the predecessor populates,
+    /// for as long as the flag is set: an ordinary task, which at real-time priority would keep
+    /// others from a processor for as long as a take-over; and not the one that is told to take
+    /// over, since page tables take memory, which may have to be waited for.
+    fn keep_warm(&self) -> Result<Arc<AtomicBool>, StartError> {
+        let (volume, on) = (Arc::clone(&self.volume), Arc::new(AtomicBool::new(true)));
+        spawn("warm", {
+            let on = Arc::clone(&on);
+            move || {
+                process::stay_ordinary();
+                while on.load(Relaxed) {
+                    volume.warm();
+                    thread::sleep(WARM);
+                }
+            }
+        })?;
+        Ok(on)
     }
 
     /// The supervisor has died. If the worker has died too, this process is the last one that can
     /// save the volume; if it lives, it finds itself another supervisor, and that one another
     /// standby.
     fn rescue(&mut self) -> Result<bool, StartError> {
-        let dead_supervisor = self.page.supervisor_pid.load(Relaxed);
-        let started = Instant::now();
-        while started.elapsed() < RESCUE_PATIENCE {
-            let pid = self.page.worker_pid.load(Relaxed) as i32;
-            let dead = Process::open(pid).map_or(true, |worker| worker.ended().is_some());
-            if dead && self.take_seat(Duration::ZERO).is_ok() {
-                error!("supervisor and worker have died: the standby serves");
-                self.take_over()?;
-                self.page.takeovers.fetch_add(1, Relaxed);
-                return Ok(true);
-            }
+        let dead = self.page.supervisor_pid.load(Relaxed);
+        loop {
             let supervisor = self.page.supervisor_pid.load(Relaxed);
-            if dead || supervisor != 0 && supervisor != dead_supervisor {
+            let is_new = supervisor != 0 && supervisor != dead;
+            if is_new && Process::open(supervisor as i32).is_ok_and(|it| it.ended().is_none()) {
+                return Ok(false);
+            }
+            // The worker's seat is free only when it is dead.
+            if self.take_seat(Duration::ZERO).is_ok() {
                 break;
             }
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(RESCUE_STEP);
         }
-        Ok(false)
+        error!("supervisor and worker have died: the standby serves");
+        self.take_over()?;
+        self.page.takeovers.fetch_add(1, Relaxed);
+        Ok(true)
     }
 
     /// At most one process serves at a time, whoever thinks what of whom: the seat is a lock that
@@ -331,10 +350,6 @@ impl Worker {
     /// Serves until the volume is unmounted. Sees to a supervisor meanwhile.
     fn serve(&mut self, arguments: &Arguments, link: &Link) -> Result<(), StartError> {
         drop(std::env::set_current_dir("/"));
-        let signals = Signals::new([SIGTERM, SIGINT])
-            .map_err(|error| StartError::new("signal handlers", error))?;
-        let mountpoint = arguments.mountpoint.clone();
-        spawn("signals", move || stop_on_signal(signals, &mountpoint))?;
         let reserve = Reserve::start(Arc::clone(&self.volume))
             .inspect_err(|error| warn!("no memory reserve: {error}"));
         let overfull = self.watch_for_full();
@@ -371,17 +386,21 @@ impl Worker {
         let (volume, beating) = (Arc::clone(&self.volume), Arc::clone(&self.beating));
         let page = self.page;
         spawn("heart", move || {
-            let mut oldest: Option<(u64, Instant)> = None;
+            let mut oldest: Option<(u64, Duration)> = None;
+            let mut looked = Instant::now();
             loop {
                 thread::sleep(BEAT);
+                // Should all of this have stood still, it was not the request that took long.
+                let passed = looked.elapsed().min(2 * BEAT);
+                looked = Instant::now();
                 if !beating.load(Relaxed) {
                     continue;
                 }
                 oldest = volume.oldest_request().map(|number| match oldest {
-                    Some((before, since)) if before == number => (number, since),
-                    _ => (number, Instant::now()),
+                    Some((before, age)) if before == number => (number, age + passed),
+                    _ => (number, Duration::ZERO),
                 });
-                let age = oldest.map_or(Duration::ZERO, |(_, since)| since.elapsed());
+                let age = oldest.map_or(Duration::ZERO, |(_, age)| age);
                 page.oldest_ms.store(age.as_millis() as u64, Relaxed);
                 page.in_flight.store(volume.requests_in_flight() as u32, Relaxed);
                 page.in_device.store(control::in_device(), Relaxed);

@@ -80,9 +80,9 @@ impl Waiting {
     /// # Errors
     /// What dup3(2), or writing to the device, answers. A kernel without resend: `EINVAL`.
     pub fn start(&self, device: &File) -> io::Result<()> {
-        spawn::duplicate_to(device.as_raw_fd(), self.number)?;
-        // Before anything is read, or that would come a second time too.
+        // Before anything can be read here, or that would come a second time too.
         resend(device)?;
+        spawn::duplicate_to(device.as_raw_fd(), self.number)?;
         self.call_all()
     }
 }

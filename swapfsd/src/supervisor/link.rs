@@ -138,6 +138,12 @@ impl Link {
         Link(descriptor)
     }
 
+    /// The process that made the connection; 0 if nobody knows.
+    #[must_use]
+    pub fn peer(&self) -> i32 {
+        passing::peer(self.0.as_fd())
+    }
+
     /// Says something. Never waits: the other side reads, or is gone.
     ///
     /// # Errors

@@ -58,6 +58,8 @@ enum End {
     Unmounted,
     /// The first worker did not come up, or the last one failed at the end; its text is kept.
     Failed,
+    /// Another supervisor has what this one holds.
+    Superseded,
 }
 
 /// The text of a failure, without an allocation.
@@ -115,6 +117,8 @@ pub struct Supervisor {
     standby_at_ns: u64,
     /// Someone has served before.
     has_served: bool,
+    /// A request to end that came while nobody served.
+    pending_signal: Option<i32>,
     end: Option<End>,
     failure: Text,
 }
@@ -141,6 +145,7 @@ impl Supervisor {
             standby_retry: Duration::ZERO,
             standby_at_ns: 0,
             has_served: false,
+            pending_signal: None,
             end: None,
             failure: Text { bytes: [0; link::PACKET_BYTES], len: 0 },
         })
@@ -205,6 +210,12 @@ impl Supervisor {
                 page.supervisor_allocations.store(io_path_allocations(), Relaxed);
             }
         }
+        if self.end == Some(End::Superseded) {
+            // The other one has the worker, the door and the cgroup.
+            self.dismiss_all();
+            std::mem::forget(self.parts.cgroup.take());
+            return Ok(());
+        }
         if let Some(worker) = self.serving.take() {
             // It has said its last word, and has only to end.
             while worker.process.wait(TICK).is_none() {}
@@ -227,7 +238,9 @@ impl Supervisor {
             worker.process.kill();
             let _ = worker.process.wait(Duration::from_secs(10));
         }
-        spawn::reap_all(Duration::from_secs(5));
+        if self.serving.is_none() {
+            spawn::reap_all(Duration::from_secs(5));
+        }
     }
 
     /// Waits for something to happen, and deals with it.
@@ -259,6 +272,11 @@ impl Supervisor {
         if self.end.is_some() {
             return;
         }
+        if self.is_superseded() {
+            warn!("another supervisor watches: this one ends");
+            self.end = Some(End::Superseded);
+            return;
+        }
         self.look_for_hang();
         self.keep_standby();
         self.bury_companions();
@@ -268,6 +286,13 @@ impl Supervisor {
         if self.parts.door.as_ref().is_some_and(|door| polled[7].revents != 0 && door.has_guest()) {
             self.begin_upgrade();
         }
+    }
+
+    /// Another one says that it is the supervisor: after the death of several processes at once
+    /// there may have been two who thought that they had to save the volume.
+    fn is_superseded(&self) -> bool {
+        let current = self.parts.control.page().supervisor_pid.load(Relaxed);
+        current != 0 && current != std::process::id()
     }
 
     fn time_to_wait(&self) -> Duration {
@@ -306,7 +331,11 @@ impl Supervisor {
 
     fn now_serving(&mut self) {
         self.has_served = true;
+        self.failure.len = 0;
         let Some(worker) = &mut self.serving else { return };
+        if let Some(signal) = self.pending_signal.take() {
+            worker.process.signal(signal);
+        }
         worker.up = true;
         worker.since_ns = spawn::boot_time_ns();
         let page = self.parts.control.page();
@@ -424,6 +453,8 @@ impl Supervisor {
         let wait = self.backoff.after(ended, life);
         self.not_before_ns = now_ns + wait.as_nanos() as u64;
         if wait.is_zero() {
+            // First of all: the kernel's log may be a slow serial line.
+            self.replace(self.died_ns.unwrap_or(now_ns));
             warn!("worker {pid} {ended}: the standby takes over");
         } else {
             error!(
@@ -437,14 +468,19 @@ impl Supervisor {
     /// Has the standby serve; one that is just coming up does so as soon as it can.
     fn replace(&mut self, died_ns: u64) {
         self.died_ns = Some(died_ns);
+        // What a dead worker left there says nothing of its successor.
+        let page = self.parts.control.page();
+        page.oldest_ms.store(0, Relaxed);
+        page.in_device.store(0, Relaxed);
+        page.in_flight.store(0, Relaxed);
         // An upgrade keeps the standby as it is, should the new program fail.
-        let mut next = self.take_candidate();
+        let told = |worker: &Worker| worker.link.say(Kind::TakeOver, &[]).is_ok();
+        let mut next = self.take_candidate().filter(told);
         if next.is_none() {
-            next = self.standby.take();
+            // A new program that is dead already: the old one goes on.
+            self.roll_back_dead();
+            next = self.standby.take().filter(told);
             self.parts.control.page().standby_pid.store(0, Relaxed);
-        }
-        if next.as_ref().is_some_and(|worker| worker.link.say(Kind::TakeOver, &[]).is_err()) {
-            next = None;
         }
         if next.is_none() {
             let started = self.start_worker(Kind::StandBy).and_then(|worker| {
@@ -490,7 +526,7 @@ impl Supervisor {
             unread,
             done: page.done.load(Relaxed),
         };
-        if let Some(hang) = self.watchdog.look(now(), signs) {
+        if let Some(hang) = self.watchdog.look(now(), signs, worker.up) {
             let pid = worker.process.pid();
             error!("worker {pid} hangs: {hang}: it is killed and replaced");
             page.hangs.fetch_add(1, Relaxed);
@@ -513,7 +549,8 @@ impl Supervisor {
         }
         match &self.serving {
             Some(worker) if worker.up => worker.process.signal(signal),
-            _ => warn!("nobody serves just now: send the signal again"),
+            // For the next one.
+            _ => self.pending_signal = Some(signal),
         }
     }
 }

@@ -195,8 +195,8 @@ impl Supervisor {
             why = why.or(Some("it ended before it was ready: is it swapfs?"));
         }
         if let Some(why) = why {
+            // Its remains are cleared away with those of others.
             worker.process.kill();
-            let _ = worker.process.wait(Duration::from_secs(10));
             warn!("upgrade refused: {why}");
             say(&candidate.client, format_args!("failed: the new program is not used: {why}"));
             self.candidate = None;
@@ -238,6 +238,15 @@ impl Supervisor {
         }
     }
 
+    /// The new program's worker has died before it was told to take over, or while it did.
+    pub(super) fn roll_back_dead(&mut self) {
+        let dead = |candidate: &mut Candidate| candidate.switching && candidate.worker.is_none();
+        if let Some(candidate) = self.candidate.take_if(dead) {
+            error!("upgrade: the new worker {} has ended: the old program goes on", candidate.pid);
+            say(&candidate.client, "failed: the new program has ended: the old one serves again");
+        }
+    }
+
     /// The new program's worker serves: its program is the program now.
     pub(super) fn upgraded_worker_serves(&mut self) {
         let serving = self.serving.as_ref().map(|worker| worker.process.pid());
@@ -248,7 +257,6 @@ impl Supervisor {
         self.parts.worker = candidate.command;
         if let Some(old) = self.standby.take() {
             old.process.kill();
-            let _ = old.process.wait(Duration::from_secs(10));
         }
         info!("upgrade: the new worker serves");
         let error = self.execute_new(&candidate.client);

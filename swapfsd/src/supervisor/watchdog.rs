@@ -44,44 +44,64 @@ impl std::fmt::Display for Hang {
     }
 }
 
+/// A look counts for so long at most: should the whole machine, or all of us, have stood still
+/// (a frozen cgroup, a stopped virtual machine), that is no hang of the worker's.
+pub const LOOK_AT_MOST: Duration = Duration::from_secs(1);
+/// What a worker that is coming up, or making state again, is given at least.
+const UP_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Looks at the signs again and again.
 #[derive(Debug, Default)]
 pub struct Watchdog {
     limit: Duration,
+    looked_at: Duration,
     last: Signs,
-    /// When the heart last beat, and when something was last done or nothing was waiting.
-    beat_at: Duration,
-    served_at: Duration,
+    /// Without a heartbeat, and without anything done though something waited.
+    silent: Duration,
+    deaf: Duration,
+    /// Doubles with each worker in a row that was killed before it served.
+    up_patience: Duration,
 }
 
 impl Watchdog {
     /// A watchdog that bites after `limit`; zero: never.
     #[must_use]
     pub fn new(limit: Duration) -> Watchdog {
-        Watchdog { limit, ..Watchdog::default() }
+        Watchdog { limit, up_patience: UP_PATIENCE.max(limit), ..Watchdog::default() }
     }
 
-    /// A worker begins to serve at `now`.
+    /// Another worker begins, to come up or to serve, at `now`.
     pub fn restart(&mut self, now: Duration) {
-        *self = Watchdog { beat_at: now, served_at: now, ..Watchdog::new(self.limit) };
+        self.looked_at = now;
+        (self.silent, self.deaf) = (Duration::ZERO, Duration::ZERO);
     }
 
-    /// Judges what is seen at `now`, a time that only goes up.
-    pub fn look(&mut self, now: Duration, signs: Signs) -> Option<Hang> {
-        if signs.heartbeat != self.last.heartbeat {
-            self.beat_at = now;
-        }
-        if signs.done != self.last.done || !signs.unread || signs.in_device > 0 {
-            self.served_at = now;
-        }
+    /// Judges what is seen at `now`, a time that only goes up. `serves`: the worker has said so;
+    /// before that only its heart counts, and with more patience.
+    pub fn look(&mut self, now: Duration, signs: Signs, serves: bool) -> Option<Hang> {
+        let passed = now.saturating_sub(self.looked_at).min(LOOK_AT_MOST);
+        self.looked_at = now;
+        let beats = signs.heartbeat != self.last.heartbeat;
+        self.silent = if beats { Duration::ZERO } else { self.silent + passed };
+        let served = signs.done != self.last.done || !signs.unread || signs.in_device > 0;
+        self.deaf = if served || !serves { Duration::ZERO } else { self.deaf + passed };
         self.last = signs;
         if self.limit.is_zero() {
-            None
-        } else if now.saturating_sub(self.beat_at) >= self.limit {
+            return None;
+        }
+        if !serves {
+            let hangs = self.silent >= self.up_patience;
+            if hangs {
+                self.up_patience *= 2;
+            }
+            return hangs.then_some(Hang::Stopped);
+        }
+        self.up_patience = UP_PATIENCE.max(self.limit);
+        if self.silent >= self.limit {
             Some(Hang::Stopped)
         } else if signs.oldest >= self.limit && signs.in_device == 0 {
             Some(Hang::Stuck)
-        } else if now.saturating_sub(self.served_at) >= self.limit {
+        } else if self.deaf >= self.limit {
             Some(Hang::Deaf)
         } else {
             None
@@ -93,67 +113,93 @@ impl Watchdog {
 mod tests {
     use super::*;
 
-    fn at(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
+    const LIMIT: Duration = Duration::from_secs(20);
 
-    fn watchdog() -> Watchdog {
-        let mut watchdog = Watchdog::new(at(20));
-        watchdog.restart(at(100));
-        watchdog
+    /// Looks twice a second from `from` on, for `seconds`; the signs are made of the seconds that
+    /// have passed.
+    fn watch(
+        watchdog: &mut Watchdog,
+        seconds: u64,
+        serves: bool,
+        signs: impl Fn(u64) -> Signs,
+    ) -> Option<(u64, Hang)> {
+        let start = Duration::from_secs(100);
+        watchdog.restart(start);
+        (0..2 * seconds).find_map(|half| {
+            let now = start + Duration::from_millis(500 * half);
+            watchdog.look(now, signs(half / 2), serves).map(|hang| (half / 2, hang))
+        })
     }
 
     #[test]
     fn a_worker_that_beats_and_serves_is_left_alone() {
-        let mut watchdog = watchdog();
-        for second in 0..1000 {
-            let signs = Signs { heartbeat: second, done: second, unread: true, ..Signs::default() };
-            assert_eq!(watchdog.look(at(100 + second), signs), None);
-        }
+        let mut watchdog = Watchdog::new(LIMIT);
+        let busy = |s| Signs { heartbeat: s, done: s, unread: true, ..Signs::default() };
+        assert_eq!(watch(&mut watchdog, 1000, true, busy), None);
         // Idle: nothing is done, and nothing asked for.
-        for second in 1000..2000 {
-            let signs = Signs { heartbeat: second, done: 1000, ..Signs::default() };
-            assert_eq!(watchdog.look(at(100 + second), signs), None);
-        }
+        let idle = |s| Signs { heartbeat: s, done: 1000, ..Signs::default() };
+        assert_eq!(watch(&mut watchdog, 1000, true, idle), None);
     }
 
     #[test]
     fn each_kind_of_hang_is_seen_after_the_limit_and_not_before() {
-        let mut stopped = watchdog();
-        assert_eq!(stopped.look(at(119), Signs::default()), None);
-        assert_eq!(stopped.look(at(120), Signs::default()), Some(Hang::Stopped));
-        let mut stuck = watchdog();
-        let signs = |heartbeat, oldest| Signs { heartbeat, oldest: at(oldest), ..Signs::default() };
-        assert_eq!(stuck.look(at(119), signs(1, 19)), None);
-        assert_eq!(stuck.look(at(120), signs(2, 20)), Some(Hang::Stuck));
-        let mut deaf = watchdog();
-        for second in 0..20 {
-            let signs = Signs { heartbeat: second + 1, unread: true, ..Signs::default() };
-            assert_eq!(deaf.look(at(100 + second), signs), None);
-        }
-        let signs = Signs { heartbeat: 99, unread: true, ..Signs::default() };
-        assert_eq!(deaf.look(at(120), signs), Some(Hang::Deaf));
+        let seen = |signs: fn(u64) -> Signs| watch(&mut Watchdog::new(LIMIT), 100, true, signs);
+        let stopped = seen(|_| Signs::default());
+        assert!(matches!(stopped, Some((19..=21, Hang::Stopped))), "{stopped:?}");
+        let oldest = |s| Duration::from_secs(s);
+        let stuck = watch(&mut Watchdog::new(LIMIT), 100, true, |s| Signs {
+            heartbeat: s,
+            oldest: oldest(s),
+            done: s,
+            ..Signs::default()
+        });
+        assert!(matches!(stuck, Some((19..=21, Hang::Stuck))), "{stuck:?}");
+        let deaf = seen(|s| Signs { heartbeat: s, unread: true, ..Signs::default() });
+        assert!(matches!(deaf, Some((19..=21, Hang::Deaf))), "{deaf:?}");
     }
 
     #[test]
     fn a_slow_device_is_no_hang() {
-        let mut watchdog = watchdog();
-        for second in 0..1000 {
-            let signs = Signs {
-                heartbeat: second + 1,
-                oldest: at(second),
-                in_device: 1,
-                unread: true,
-                done: 0,
-            };
-            assert_eq!(watchdog.look(at(100 + second), signs), None);
+        let signs = |s| Signs {
+            heartbeat: s,
+            oldest: Duration::from_secs(s),
+            in_device: 1,
+            unread: true,
+            done: 0,
+        };
+        assert_eq!(watch(&mut Watchdog::new(LIMIT), 1000, true, signs), None);
+    }
+
+    /// What the predecessor left on the page says nothing of its successor.
+    #[test]
+    fn a_worker_that_comes_up_is_given_time_and_more_each_time() {
+        let mut watchdog = Watchdog::new(LIMIT);
+        let left = |_| Signs { oldest: LIMIT * 10, unread: true, ..Signs::default() };
+        let first = watch(&mut watchdog, 1000, false, left).map(|(seconds, _)| seconds);
+        let second = watch(&mut watchdog, 1000, false, left).map(|(seconds, _)| seconds);
+        assert!(
+            matches!((first, second), (Some(58..=61), Some(118..=121))),
+            "{first:?} {second:?}"
+        );
+        let rebuilding = |s| Signs { heartbeat: s, unread: true, ..Signs::default() };
+        assert_eq!(watch(&mut watchdog, 1000, false, rebuilding), None);
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_is_no_hang() {
+        let mut watchdog = Watchdog::new(LIMIT);
+        watchdog.restart(Duration::from_secs(1));
+        for hour in 1..10 {
+            let now = Duration::from_secs(3600 * hour);
+            assert_eq!(watchdog.look(now, Signs::default(), true), None);
         }
     }
 
     #[test]
     fn a_limit_of_zero_never_bites() {
-        let mut watchdog = Watchdog::new(Duration::ZERO);
-        watchdog.restart(at(1));
-        assert_eq!(watchdog.look(at(10_000), Signs::default()), None);
+        assert_eq!(
+            watch(&mut Watchdog::new(Duration::ZERO), 1000, true, |_| Signs::default()),
+            None
+        );
     }
 }

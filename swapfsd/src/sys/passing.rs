@@ -111,6 +111,24 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
+/// The process that connected a socket, or made the pair; 0 if the kernel does not say.
+#[must_use]
+pub fn peer(socket: BorrowedFd<'_>) -> libc::pid_t {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: room for one structure of that length.
+    unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut len,
+        )
+    };
+    credentials.pid
+}
+
 /// Sends one packet with descriptors.
 ///
 /// # Errors

@@ -280,13 +280,17 @@ impl Dedup {
         let old = new - (new + 1).next_power_of_two() / 2;
         let (from, to) = (self.bucket(old), self.bucket(new));
         for (record, place) in from.iter_mut().zip(to.iter_mut()) {
+            // A split that a kill has cut off may have left something here.
+            *place = Record::default();
             let Some(object) = Entry(record.object).as_object() else { continue };
             let hash = hash(record.checksum, &object);
             if record.entries() > 0 && Self::bucket_of(hash, new + 1) == new {
                 *place = *record;
                 record.entries = 0;
+                crash::pass(Point::ZmemIndexSplit);
             }
         }
+        crash::pass(Point::ZmemIndexSplit);
         self.kept.set_buckets(new + 1);
     }
 
