@@ -182,9 +182,13 @@ fn points_of(prefix: &str) -> Vec<Point> {
     Point::ALL.into_iter().filter(|point| point.name().starts_with(prefix)).collect()
 }
 
+/// The index grows only with more objects than these volumes have: a unit test of zmem's does it.
+const NOT_REACHED: Point = Point::ZmemIndexSplit;
+
 #[test]
 fn zmem() {
-    let rest = [Point::ZmemRecompressed, Point::ZmemRecompressPublished, Point::ZmemIndexed];
+    let rest =
+        [Point::ZmemRecompressed, Point::ZmemRecompressPublished, Point::ZmemIndexed, NOT_REACHED];
     let points = points_of("Zmem").into_iter().filter(|point| !rest.contains(point)).collect();
     run(&Scenario {
         name: "zmem",
@@ -204,7 +208,7 @@ fn zmem_with_everything_on() {
         options: "dedup=on,recompress=zstd:5,recompress-age=1,reserve=1M,limit=4M",
         started: false,
         torn: false,
-        points: points_of("Zmem"),
+        points: points_of("Zmem").into_iter().filter(|point| *point != NOT_REACHED).collect(),
     });
 }
 

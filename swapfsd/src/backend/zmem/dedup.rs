@@ -375,6 +375,28 @@ impl Dedup {
     }
 
     /// Calls `visit` with each object that has a record, and how many entries name it.
+    /// What a kill in the middle of the next split would leave; false if the index can't grow.
+    #[cfg(test)]
+    pub(super) fn leave_half_a_split(&self) -> bool {
+        let new = self.kept.buckets();
+        if new >= self.max_buckets {
+            return false;
+        }
+        if new.is_multiple_of(BUCKETS_PER_PAGE) {
+            self.memory.populate_range(new as usize * BUCKET_BYTES, PAGE_LEN).unwrap();
+        }
+        let _alone = self.locks[(new % LOCKS) as usize].lock();
+        let old = new - (new + 1).next_power_of_two() / 2;
+        *self.bucket(new) = *self.bucket(old);
+        true
+    }
+
+    /// Buckets that there are.
+    #[cfg(test)]
+    pub(super) fn bucket_count(&self) -> u32 {
+        self.kept.buckets()
+    }
+
     #[cfg(test)]
     pub(super) fn for_each(&self, mut visit: impl FnMut(Object, u32)) {
         for bucket in 0..self.kept.buckets() {

@@ -572,3 +572,27 @@ fn an_empty_volume_of_a_tebibyte_costs_next_to_nothing() {
     assert!(number(&zmem, "mem_table_bytes") < 100_000 * 8 + 5 * 4096);
     zmem.discard(0, 1 << 28).unwrap();
 }
+
+#[test]
+fn half_a_split_of_the_index_leaves_no_record_behind() {
+    let zmem = zmem(1 << 16, |options| options.dedup = true);
+    let dedup = zmem.store.dedup().unwrap();
+    for slot in 0..1000 {
+        zmem.write(slot, &page_of(slot, 2)).unwrap();
+    }
+    let before = dedup.bucket_count();
+    assert!(dedup.leave_half_a_split());
+    for slot in 1000..6000 {
+        zmem.write(slot, &page_of(slot, 2)).unwrap();
+    }
+    wait_until("the index has grown", || dedup.bucket_count() > before);
+    // While it grows, records move out of the sight of whoever counts them.
+    wait_until("each object has one record", || {
+        let mut places = Vec::new();
+        dedup.for_each(|object, _| places.push(object.location));
+        let count = places.len();
+        places.sort_unstable();
+        places.dedup();
+        places.len() == count && count as u64 == dedup.indexed()
+    });
+}
