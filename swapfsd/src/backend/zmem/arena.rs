@@ -263,7 +263,11 @@ impl Arena {
                 return None;
             }
             let mut pools = self.pools.lock();
-            if pools.waiting >= self.max_waiting {
+            // Below the limit more memory is on its way, and it takes milliseconds: a write that is
+            // refused meanwhile (seen: medium writes of all threads at once) would be worse than a
+            // read that waits as long.
+            let at_limit = self.in_use.load(Ordering::Relaxed) >= self.limit_segments;
+            if at_limit && pools.waiting >= self.max_waiting {
                 return None;
             }
             pools.waiting += 1;
