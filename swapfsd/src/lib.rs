@@ -25,6 +25,7 @@ pub mod logging;
 pub mod overfull;
 pub mod protect;
 pub mod reserve;
+pub mod seat;
 pub mod stats;
 pub mod supervisor;
 pub mod sync;

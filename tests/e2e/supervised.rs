@@ -30,6 +30,7 @@ fn cannot_guard() -> Option<&'static str> {
 }
 
 fn kill(pid: u64, signal: i32) {
+    assert!(pid > 1, "0 would be this test and all around it");
     // SAFETY: no memory is passed; the process is one that this test started.
     unsafe { libc::kill(pid as i32, signal) };
 }
@@ -234,6 +235,38 @@ fn the_standby_saves_the_volume_when_supervisor_and_worker_die_together() {
         check(&mounted, &bytes);
         wait_until("a new supervisor", || mounted.stats()["supervisor_pid"].is_u64());
     }
+    mounted.unmount();
+}
+
+/// The worker dies at any moment while it has a new supervisor come up: who is left agrees upon one
+/// process that serves, and one that watches.
+#[test]
+fn a_worker_that_dies_soon_after_its_supervisor() {
+    skip_if!(cannot_guard());
+    let folder = folder();
+    let (mounted, bytes) = filled(folder.path(), "");
+    let mut random = rng::Rng::new(rng::seed("soon after"));
+    for _ in 0..8 {
+        wait_until("a standby", || number(&mounted, "standby_pid") != 0);
+        std::thread::sleep(Duration::from_millis(300));
+        let pids = [number(&mounted, "supervisor_pid"), number(&mounted, "worker_pid")];
+        kill(pids[0], libc::SIGKILL);
+        std::thread::sleep(Duration::from_micros(random.below(40_000)));
+        kill(pids[1], libc::SIGKILL);
+        check(&mounted, &bytes);
+        let watcher = || match number(&mounted, "supervisor_pid") {
+            pid if pid != pids[0] => pid,
+            _ => 0,
+        };
+        wait_until("a new supervisor", || watcher() != 0);
+        // The first one to say so may find that it has come too late.
+        wait_until("a supervisor with a standby", || number(&mounted, "standby_pid") != 0);
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    let before = number(&mounted, "supervisor_pid");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(number(&mounted, "supervisor_pid"), before, "it is one and the same");
+    check(&mounted, &bytes);
     mounted.unmount();
 }
 

@@ -9,6 +9,7 @@ use crate::held::BACKEND_REGIONS;
 use crate::image::{Access, Image, ImageError};
 use crate::logging;
 use crate::protect::{self, OwnCgroup};
+use crate::seat::{Role, Seat};
 use crate::supervisor::link::{Holdings, Kind, Link};
 use crate::supervisor::upgrade::Door;
 use crate::supervisor::{Parts, Supervisor, store};
@@ -18,12 +19,15 @@ use log::{info, warn};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
 use swapfs_format::superblock::Superblock;
 use swapfs_format::types::TypedOptions;
 
 /// The first kernel whose FUSE hands out again what a dead process has read (FUSE_NOTIFY_RESEND).
 const RESEND_KERNEL: (u32, u32) = (6, 9);
+/// How long the supervisor before this one may take to end.
+const SEAT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Files in memory that is never swapped: for the control page, and for the back end.
 ///
@@ -166,12 +170,6 @@ pub(super) fn resume(arguments: &Arguments, link: i32) -> Result<(), StartError>
     let holdings = packet.holdings().ok_or_else(unexpected)?;
     let control = map_control(&holdings)?;
     let superblock = kept_superblock(control)?;
-    // The worker that started this process may have died since, and a standby serve: that one
-    // starts a supervisor of its own.
-    let serving = control.page().worker_pid.load(Relaxed) as i32;
-    if packet.kind() == Some(Kind::Adopt) && serving != starter {
-        return Err(StartError::new("take-over", "another process serves by now"));
-    }
     let (options, _) = options_of(&superblock, arguments)?;
     // What is missing was said when the volume was mounted.
     let _ = protect::protect_worker(options.common.realtime, false);
@@ -188,9 +186,14 @@ pub(super) fn resume(arguments: &Arguments, link: i32) -> Result<(), StartError>
             info!("upgrade: the supervisor is the new program");
         }
         _ => {
-            let pid = control.page().worker_pid.load(Relaxed) as i32;
-            supervisor.adopt(pid, Some(link));
-            warn!("a new supervisor watches over worker {pid}");
+            // The worker that started this process may have died since, and a standby serve that
+            // found no supervisor: it starts one of its own.
+            if control.page().worker_pid.load(SeqCst) as i32 != starter {
+                supervisor.leave();
+                return Err(StartError::new("take-over", "another process serves by now"));
+            }
+            supervisor.adopt(starter, Some(link));
+            warn!("a new supervisor watches over worker {starter}");
         }
     }
     watch(supervisor, Readiness::Nobody)
@@ -228,12 +231,20 @@ fn parts(
     let link = format!("--worker={}", spawn::LINK_DESCRIPTOR);
     let worker = arguments.derived("swapfsd-worker", Some(&link), image, mountpoint);
     let supervisor = arguments.derived("swapfsd", None, image, mountpoint);
+    // Before the door is taken from whoever is behind it.
+    let seat = Seat::open(&holdings.control).map_err(|error| StartError::new("seat", error))?;
+    match seat.take(Role::Watch, SEAT_PATIENCE) {
+        Ok(true) => {}
+        Ok(false) => return Err(StartError::new("supervisor", "another one watches")),
+        Err(error) => return Err(StartError::new("seat", error)),
+    }
     let path = door_path(superblock);
     let door = Door::open(&path)
         .inspect_err(|error| warn!("{}: {error}: `swapfs upgrade` is not possible", path.display()))
         .ok();
     Ok(Parts {
         holdings,
+        seat,
         control: control::installed().ok_or_else(|| StartError::new("control page", "none"))?,
         worker: Command::new(program()?, &worker).map_err(system)?,
         supervisor: Command::new(program()?, &supervisor).map_err(system)?,

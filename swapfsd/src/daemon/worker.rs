@@ -13,10 +13,10 @@ use crate::image::Image;
 use crate::overfull::Overfull;
 use crate::protect::{self, Protection};
 use crate::reserve::Reserve;
+use crate::seat::{Role, Seat};
 use crate::stats::json::Identity;
 use crate::supervisor::link::{Holdings, Kind, Link};
 use crate::sys::address_space::{self, Companion};
-use crate::sys::device;
 use crate::sys::event::EventFd;
 use crate::sys::process;
 use crate::sys::spawn::{self as processes, Command, Process};
@@ -119,8 +119,7 @@ struct Worker {
     session_ended: Arc<EventFd>,
     beating: Arc<AtomicBool>,
     _companion: Option<Companion>,
-    /// The control region, opened by this process: locked by the one that serves.
-    seat: File,
+    seat: Seat,
 }
 
 impl Worker {
@@ -134,8 +133,7 @@ impl Worker {
         let control =
             Control::new(Some(copy(&holdings.control)?)).map_err(system("control page"))?;
         let control = control::install(control);
-        let seat = format!("/proc/self/fd/{}", holdings.control.as_raw_fd());
-        let seat = File::options().read(true).write(true).open(seat).map_err(system("seat"))?;
+        let seat = Seat::open(&holdings.control).map_err(system("seat"))?;
         let superblock = Superblock::decode(&control.superblock())
             .map_err(|error| StartError::new("the superblock that was handed over", error))?;
         let (options, text) = options_of(&superblock, arguments)?;
@@ -298,21 +296,11 @@ impl Worker {
         Ok(true)
     }
 
-    /// At most one process serves at a time, whoever thinks what of whom: the seat is a lock that
-    /// the kernel gives free when its holder ends.
     fn take_seat(&self, patience: Duration) -> Result<(), StartError> {
-        let started = Instant::now();
-        loop {
-            match device::try_lock_open_file(&self.seat) {
-                Ok(true) => return Ok(()),
-                Ok(false) if started.elapsed() < patience => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                Ok(false) => {
-                    return Err(StartError::new("take-over", "another process still serves"));
-                }
-                Err(error) => return Err(StartError::new("take-over", error)),
-            }
+        match self.seat.take(Role::Serve, patience) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StartError::new("take-over", "another process still serves")),
+            Err(error) => Err(StartError::new("take-over", error)),
         }
     }
 

@@ -20,6 +20,7 @@ pub mod watchdog;
 
 use crate::control::Control;
 use crate::protect::OwnCgroup;
+use crate::seat::Seat;
 use crate::sys::alloc::{IoPath, io_path_allocations};
 use crate::sys::spawn::{self, Command, Ended, MAX_POLLED, Process};
 use backoff::Backoff;
@@ -27,7 +28,7 @@ use link::{Holdings, Kind, Link, Packet};
 use log::{error, info, warn};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 use upgrade::Door;
 use watchdog::{Signs, Watchdog};
@@ -58,7 +59,7 @@ enum End {
     Unmounted,
     /// The first worker did not come up, or the last one failed at the end; its text is kept.
     Failed,
-    /// Another supervisor has what this one holds.
+    /// A process that this one has not started serves, and has a supervisor of its own.
     Superseded,
 }
 
@@ -85,6 +86,8 @@ impl Text {
 pub struct Parts {
     /// What it holds.
     pub holdings: Holdings,
+    /// The role of supervisor, taken.
+    pub seat: Seat,
     /// The control page, mapped.
     pub control: &'static Control,
     /// How workers are started.
@@ -121,18 +124,23 @@ pub struct Supervisor {
     pending_signal: Option<i32>,
     end: Option<End>,
     failure: Text,
+    /// Who has been seen to serve, and the last one that has ended: they are not strangers.
+    known: [libc::pid_t; 2],
 }
 
 impl Supervisor {
-    /// Prepares to watch.
+    /// Prepares to watch: this process is the supervisor from now on.
     ///
     /// # Errors
     /// If signals can't be had by descriptor.
     pub fn new(parts: Parts) -> io::Result<Supervisor> {
         let signals = spawn::signal_descriptor(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
         spawn::adopt_orphans();
-        parts.control.page().supervisor_pid.store(std::process::id(), Relaxed);
+        let page = parts.control.page();
+        page.supervisor_pid.store(std::process::id(), SeqCst);
+        let known = [page.worker_pid.load(SeqCst) as libc::pid_t; 2];
         Ok(Supervisor {
+            known,
             watchdog: Watchdog::new(parts.watchdog),
             parts,
             signals,
@@ -180,6 +188,7 @@ impl Supervisor {
     /// before this one. `None`: it has died too, or never was; a new one takes over.
     pub fn adopt(&mut self, pid: libc::pid_t, link: Option<Link>) {
         self.has_served = true;
+        self.known[1] = pid;
         self.watchdog.restart(now());
         match (Process::open(pid), link) {
             (Ok(process), Some(link)) if pid != 0 => {
@@ -211,9 +220,9 @@ impl Supervisor {
             }
         }
         if self.end == Some(End::Superseded) {
-            // The other one has the worker, the door and the cgroup.
+            // The other one has the worker, and will have the door and the cgroup.
             self.dismiss_all();
-            std::mem::forget(self.parts.cgroup.take());
+            self.leave();
             return Ok(());
         }
         if let Some(worker) = self.serving.take() {
@@ -229,6 +238,14 @@ impl Supervisor {
             Some(End::Failed) => Err(self.failure.as_str().to_owned()),
             _ => Ok(()),
         }
+    }
+
+    /// Gives the role up for another supervisor, and leaves it the cgroup too.
+    pub fn leave(mut self) {
+        let own = std::process::id();
+        let page = self.parts.control.page();
+        let _ = page.supervisor_pid.compare_exchange(own, 0, SeqCst, SeqCst);
+        std::mem::forget(self.parts.cgroup.take());
     }
 
     /// Ends those that wait.
@@ -273,7 +290,7 @@ impl Supervisor {
             return;
         }
         if self.is_superseded() {
-            warn!("another supervisor watches: this one ends");
+            warn!("a worker of another supervisor's serves: this one ends");
             self.end = Some(End::Superseded);
             return;
         }
@@ -288,11 +305,17 @@ impl Supervisor {
         }
     }
 
-    /// Another one says that it is the supervisor: after the death of several processes at once
-    /// there may have been two who thought that they had to save the volume.
-    fn is_superseded(&self) -> bool {
-        let current = self.parts.control.page().supervisor_pid.load(Relaxed);
-        current != 0 && current != std::process::id()
+    /// A standby whose supervisor had died serves, since it found none: its own supervisor waits
+    /// for this one's role.
+    fn is_superseded(&mut self) -> bool {
+        let serves = self.parts.control.page().worker_pid.load(SeqCst) as libc::pid_t;
+        let pid = |worker: &Worker| worker.process.pid();
+        let candidate = self.candidate.as_ref().and_then(upgrade::Candidate::worker);
+        let own = [self.serving.as_ref(), self.standby.as_ref(), candidate];
+        if own.into_iter().flatten().any(|worker| pid(worker) == serves) {
+            self.known[0] = serves;
+        }
+        serves != 0 && !self.known.contains(&serves)
     }
 
     fn time_to_wait(&self) -> Duration {
@@ -418,6 +441,7 @@ impl Supervisor {
             // Its last words may have come just before.
             self.hear_serving();
             self.serving = None;
+            self.known[1] = pid;
             if self.end.is_some() {
                 return;
             }

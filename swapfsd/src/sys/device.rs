@@ -28,7 +28,7 @@ pub fn lock_exclusively(file: &File) -> io::Result<()> {
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }
 
-/// Locks this open file (not the process, nor the file) for writing, and waits for others that
+/// Locks the first byte of this open file (not of the process, nor of the file) for writing, and waits for others that
 /// have locked theirs of the same file. The lock ends when nobody uses the open file any more,
 /// the kernel's own requests in flight included. Independent of [`lock_exclusively`].
 ///
@@ -36,19 +36,19 @@ pub fn lock_exclusively(file: &File) -> io::Result<()> {
 /// What fcntl(2) answers to `F_OFD_SETLKW`.
 pub fn lock_open_file(file: &File) -> io::Result<()> {
     loop {
-        match set_lock(file, libc::F_OFD_SETLKW) {
+        match set_lock(file, 0, libc::F_OFD_SETLKW) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             outcome => return outcome,
         }
     }
 }
 
-/// As [`lock_open_file`], without waiting. False: somebody else has it.
+/// As [`lock_open_file`], of the byte given alone, without waiting. False: somebody else has it.
 ///
 /// # Errors
 /// What fcntl(2) answers to `F_OFD_SETLK`.
-pub fn try_lock_open_file(file: &File) -> io::Result<bool> {
-    match set_lock(file, libc::F_OFD_SETLK) {
+pub fn try_lock_open_file(file: &File, byte: u8) -> io::Result<bool> {
+    match set_lock(file, byte, libc::F_OFD_SETLK) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
             Ok(false)
@@ -57,12 +57,12 @@ pub fn try_lock_open_file(file: &File) -> io::Result<bool> {
     }
 }
 
-fn set_lock(file: &File, command: libc::c_int) -> io::Result<()> {
+fn set_lock(file: &File, byte: u8, command: libc::c_int) -> io::Result<()> {
     // SAFETY: the structure is plain numbers, for which zero is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = libc::F_WRLCK as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // One byte stands for all of it.
+    lock.l_start = libc::off_t::from(byte);
     lock.l_len = 1;
     // SAFETY: the structure is read during the call.
     check(unsafe { libc::fcntl(file.as_raw_fd(), command, &raw const lock) }).map(drop)

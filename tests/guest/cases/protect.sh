@@ -18,8 +18,8 @@ check_protected() { # NAME PID
         flags="$(sed 's/.*) //' "$task/stat" | cut -d ' ' -f 7)"
         # Its 40th and 41st fields are the real-time priority and the policy; 2 is SCHED_RR.
         policy="$(sed 's/.*) //' "$task/stat" | cut -d ' ' -f 38,39)"
-        # Who waits populates its memory as an ordinary task, in its first thread.
-        if [ "$policy" != "1 2" ] && [ "$comm" != log ] && [ "$name $comm" != "standby swapfsd-worker" ]; then
+        # Who waits populates its memory as an ordinary task: its first thread, and "warm" after it.
+        if [ "$policy" != "1 2" ] && [ "$comm" != log ] && [ "$name $comm" != "standby swapfsd-worker" ] && [ "$name $comm" != "standby warm" ]; then
             ordinary+=" $comm"
         fi
         threads=$((threads + 1))
