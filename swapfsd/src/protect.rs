@@ -61,7 +61,8 @@ pub fn inherited_cgroup() -> Option<OwnCgroup> {
     let root = cgroup2_root(&fs::read_to_string("/proc/self/mounts").ok()?)?;
     let path = own_cgroup(&root)?;
     let ours = path.file_name()?.to_str()?.starts_with(CGROUP_PREFIX);
-    ours.then_some(OwnCgroup { path })
+    // Only now: one that is dropped is left and removed.
+    ours.then(|| OwnCgroup { path })
 }
 
 /// Sets everything that is inherited by threads: call before there are any. `realtime=off` leaves
