@@ -7,6 +7,7 @@
 use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::MAX_REQUEST_BYTES;
 use crate::sys::memory::Mapping;
+use crate::sys::pin::Pin;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ struct Free {
 struct Inner {
     mapping: Mapping,
     classes: [Class; 2],
+    /// Not where io_uring is not allowed; who serves says so.
+    _pin: Option<Pin>,
 }
 
 /// The pool; clones are handles on the same buffers.
@@ -47,7 +50,7 @@ impl std::fmt::Debug for BufferPool {
 }
 
 impl BufferPool {
-    /// Maps and populates `small_count` buffers of 32 KiB and `large_count` of 1 MiB.
+    /// Maps, populates and pins `small_count` buffers of 32 KiB and `large_count` of 1 MiB.
     ///
     /// # Errors
     /// What mmap(2) answers.
@@ -62,7 +65,8 @@ impl BufferPool {
         };
         let classes =
             [class(0, SMALL_BYTES, small_count), class(small_total, LARGE_BYTES, large_count)];
-        Ok(BufferPool { inner: Arc::new(Inner { mapping, classes }) })
+        let pin = Pin::new(mapping.as_ptr(), mapping.len()).ok();
+        Ok(BufferPool { inner: Arc::new(Inner { mapping, classes, _pin: pin }) })
     }
 
     /// Lends a buffer of `len` bytes, whose contents are whatever was there before. Waits if all

@@ -18,8 +18,8 @@ use crate::stats::json::Identity;
 use crate::supervisor::link::{Holdings, Kind, Link};
 use crate::sys::address_space::{self, Companion};
 use crate::sys::event::EventFd;
-use crate::sys::process;
 use crate::sys::spawn::{self as processes, Command, Process};
+use crate::sys::{pin, process};
 use crate::volume::Volume;
 use crate::{crash, logging};
 use log::{error, info, warn};
@@ -207,6 +207,12 @@ impl Worker {
             self.superblock.type_name,
             swapfs_format::size::human(self.superblock.volume_bytes())
         );
+        if let Some(error) = pin::failure() {
+            warn!(
+                "memory can't be pinned (io_uring: {error}): a request that is being copied while \
+                 the kernel moves memory could fail at a kill"
+            );
+        }
         crash::arm_from_environment();
         Ok(())
     }

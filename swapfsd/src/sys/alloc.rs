@@ -4,13 +4,15 @@
 //!   makes itself. Write data starts 80 bytes into it, so with any usual allocator it could not
 //!   go to an O_DIRECT file without a copy, and its first use would fault. Allocations of just
 //!   that size are placed so that byte 80 lies on a page boundary, and the part that a request
-//!   of at most [`MAX_REQUEST_BYTES`] can reach is populated at once.
+//!   of at most [`MAX_REQUEST_BYTES`] can reach is populated at once, and stays where it is.
 //! * **Counting.** Threads mark the I/O path with [`IoPath::enter`]; allocations made there are
 //!   counted (`heap_allocations_on_io_path` in stats.json), since there should be none: one
 //!   could wait for memory that only swap can free.
 
+use super::pin::Pin;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The largest read or write that the daemon negotiates with FUSE, in bytes.
@@ -82,7 +84,15 @@ fn map_fuser_buffer() -> *mut u8 {
         return std::ptr::null_mut();
     }
     // One page holds the header's 80 bytes. A kernel without MADV_POPULATE_WRITE faults later.
-    let _ = super::memory::populate(mapping.cast(), MAX_REQUEST_BYTES + 2 * PAGE, true);
+    let used_bytes = MAX_REQUEST_BYTES + 2 * PAGE;
+    let populated = super::memory::populate(mapping.cast(), used_bytes, true);
+    if populated.is_ok()
+        && let Ok(pin) = Pin::new(mapping.cast(), used_bytes)
+    {
+        let descriptor = pin.into_descriptor().into_raw_fd();
+        // SAFETY: the first of the bytes before the buffer, page-aligned.
+        unsafe { mapping.cast::<RawFd>().write(descriptor + 1) };
+    }
     // SAFETY: START_IN_MAPPING is inside the mapping.
     unsafe { mapping.cast::<u8>().add(START_IN_MAPPING) }
 }
@@ -112,6 +122,12 @@ unsafe impl GlobalAlloc for SwapfsAllocator {
         if is_fuser_buffer(&layout) {
             // SAFETY: such a layout was given START_IN_MAPPING into its own mapping.
             let mapping = unsafe { pointer.sub(START_IN_MAPPING) };
+            // SAFETY: written when the buffer was mapped, or zero.
+            let descriptor = unsafe { mapping.cast::<RawFd>().read() } - 1;
+            if descriptor >= 0 {
+                // SAFETY: nobody else knows of it.
+                drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
+            }
             // SAFETY: the whole of that mapping, which nobody uses any more.
             unsafe { libc::munmap(mapping.cast(), FUSER_MAPPING_BYTES) };
             return;

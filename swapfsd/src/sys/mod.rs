@@ -9,6 +9,7 @@ pub mod hold;
 pub mod memory;
 pub mod mount;
 pub mod passing;
+pub mod pin;
 pub mod process;
 pub mod spawn;
 
