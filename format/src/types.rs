@@ -63,6 +63,15 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
                nothing is lost when the one that serves dies (needs Linux 6.9)",
     },
     OptionSpec {
+        key: "transport",
+        kind: ValueKind::Choice(&["auto", "fuse", "uring"]),
+        default: "auto",
+        per_mount: true,
+        help: "how requests come from the kernel: fuse (/dev/fuse, survives a kill), or uring (FUSE \
+               over io_uring, Linux 6.14: faster, but a killed daemon loses the volume); auto: \
+               fuse with a supervisor, else uring where the kernel has it enabled",
+    },
+    OptionSpec {
         key: "watchdog",
         kind: ValueKind::Integer { min: 0, max: 3600 },
         default: "20",
@@ -252,6 +261,17 @@ pub struct ZmemOptions {
     pub dedup: bool,
 }
 
+/// How requests come from the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// The daemon chooses.
+    Auto,
+    /// Reads and writes of /dev/fuse.
+    Fuse,
+    /// FUSE over io_uring.
+    Uring,
+}
+
 /// The options that every type has, typed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommonOptions {
@@ -265,6 +285,8 @@ pub struct CommonOptions {
     pub oom_when_full: bool,
     /// `supervisor=`
     pub supervisor: bool,
+    /// `transport=`
+    pub transport: Transport,
     /// `watchdog=`; zero: never.
     pub watchdog: Duration,
     /// `fault=` and `fault-seed=`
@@ -337,6 +359,11 @@ impl TypeSpec {
             realtime: set.switch("realtime"),
             oom_when_full: set.switch("oom-when-full"),
             supervisor: set.switch("supervisor"),
+            transport: match set.choice("transport") {
+                "fuse" => Transport::Fuse,
+                "uring" => Transport::Uring,
+                _ => Transport::Auto,
+            },
             watchdog: Duration::from_secs(set.integer("watchdog").unwrap_or(20)),
             faults: FaultPlan {
                 rules: set.faults("fault"),

@@ -30,9 +30,24 @@ struct Free {
     waiting: usize,
 }
 
+/// Memory of a transport's own, in which requests arrive: places of [`LARGE_BYTES`] each.
+#[derive(Debug)]
+pub struct Payloads {
+    /// Where it lies.
+    pub mapping: Mapping,
+    /// Where the first place starts in it, page-aligned.
+    pub offset: usize,
+    /// How many places there are.
+    pub count: usize,
+}
+
+/// The class index of a buffer that lies in a payload.
+const PAYLOAD: usize = 2;
+
 struct Inner {
     mapping: Mapping,
     classes: [Class; 2],
+    payloads: Option<Payloads>,
     /// Not where io_uring is not allowed; who serves says so.
     _pin: Option<Pin>,
 }
@@ -55,6 +70,18 @@ impl BufferPool {
     /// # Errors
     /// What mmap(2) answers.
     pub fn new(small_count: u32, large_count: u32) -> io::Result<BufferPool> {
+        BufferPool::with_payloads(small_count, large_count, None)
+    }
+
+    /// As [`BufferPool::new`], with a transport's own memory, which buffers can lie in too.
+    ///
+    /// # Errors
+    /// What mmap(2) answers.
+    pub fn with_payloads(
+        small_count: u32,
+        large_count: u32,
+        payloads: Option<Payloads>,
+    ) -> io::Result<BufferPool> {
         let small_total = small_count as usize * SMALL_BYTES;
         let mapping = Mapping::new(small_total + large_count as usize * LARGE_BYTES, true)?;
         let class = |offset, buffer_bytes, count: u32| Class {
@@ -66,7 +93,7 @@ impl BufferPool {
         let classes =
             [class(0, SMALL_BYTES, small_count), class(small_total, LARGE_BYTES, large_count)];
         let pin = Pin::new(mapping.as_ptr(), mapping.len()).ok();
-        Ok(BufferPool { inner: Arc::new(Inner { mapping, classes, _pin: pin }) })
+        Ok(BufferPool { inner: Arc::new(Inner { mapping, classes, payloads, _pin: pin }) })
     }
 
     /// Lends a buffer of `len` bytes, whose contents are whatever was there before. Waits if all
@@ -94,10 +121,30 @@ impl BufferPool {
         PageBuffer { inner: Arc::clone(&self.inner), class_index, index, len }
     }
 
-    /// The whole memory of the pool, for registration with io_uring: start and length.
+    /// The transport's memory, if there is such.
     #[must_use]
-    pub fn memory(&self) -> (*mut u8, usize) {
-        (self.inner.mapping.as_ptr(), self.inner.mapping.len())
+    pub fn payloads(&self) -> Option<&Payloads> {
+        self.inner.payloads.as_ref()
+    }
+
+    /// The first `len` bytes of payload `index` as a buffer. It is the transport's duty to have
+    /// at most one for each at a time: while a request is there, nobody else uses its payload.
+    ///
+    /// # Panics
+    /// If there is no such payload, or it is shorter.
+    #[must_use]
+    pub fn payload(&self, index: u32, len: usize) -> PageBuffer {
+        let count = self.inner.payloads.as_ref().map_or(0, |payloads| payloads.count);
+        assert!((index as usize) < count && len <= LARGE_BYTES, "payload {index} of {len} bytes");
+        PageBuffer { inner: Arc::clone(&self.inner), class_index: PAYLOAD, index, len }
+    }
+
+    /// All memory that buffers lie in, for registration with io_uring: start and length.
+    #[must_use]
+    pub fn memory(&self) -> [Option<(*mut u8, usize)>; 2] {
+        let range = |mapping: &Mapping| (mapping.as_ptr(), mapping.len());
+        let payloads = self.inner.payloads.as_ref().map(|payloads| range(&payloads.mapping));
+        [Some(range(&self.inner.mapping)), payloads]
     }
 }
 
@@ -110,7 +157,18 @@ pub struct PageBuffer {
 }
 
 impl PageBuffer {
+    /// Which part of [`BufferPool::memory`] it lies in.
+    #[must_use]
+    pub fn memory_index(&self) -> u16 {
+        u16::from(self.class_index == PAYLOAD)
+    }
+
     fn start(&self) -> *mut u8 {
+        if let (PAYLOAD, Some(payloads)) = (self.class_index, &self.inner.payloads) {
+            let offset = payloads.offset + self.index as usize * LARGE_BYTES;
+            // SAFETY: `payload` has made sure that there are so many, inside the mapping.
+            return unsafe { payloads.mapping.as_ptr().add(offset) };
+        }
         let class = &self.inner.classes[self.class_index];
         let offset = class.offset + self.index as usize * class.buffer_bytes;
         // SAFETY: `new` made the mapping large enough for every index of every class.
@@ -143,7 +201,7 @@ impl DerefMut for PageBuffer {
 
 impl Drop for PageBuffer {
     fn drop(&mut self) {
-        let class = &self.inner.classes[self.class_index];
+        let Some(class) = self.inner.classes.get(self.class_index) else { return };
         let mut free = class.free.lock();
         free.indices.push(self.index);
         let waiting = free.waiting > 0;

@@ -2,11 +2,14 @@
 //! kernel's FUSE.
 
 use super::{Arguments, StartError};
+use crate::backend::registry::Resources;
+use crate::buffer::BufferPool;
+use crate::fuse::uring::{self, Layout};
 use crate::image::{Access, Image, ImageError};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use swapfs_format::superblock::Superblock;
-use swapfs_format::types::TypedOptions;
+use swapfs_format::types::{Transport, TypedOptions};
 
 /// An image that may be mounted, and how.
 pub(super) struct Opened {
@@ -44,6 +47,53 @@ pub(super) fn options_of(
     })?;
     spec.mount_options(&superblock.options, &arguments.options.join(","))
         .map_err(|error| StartError::new(arguments.image.display(), error))
+}
+
+/// How requests are to come: by rings of this layout, or by /dev/fuse. `guarded`: a supervisor
+/// watches. Where there are rings, their threads are the volume's.
+pub(super) fn transport_of(
+    options: &mut TypedOptions,
+    guarded: bool,
+) -> Result<Option<Layout>, StartError> {
+    let wanted = match options.common.transport {
+        Transport::Fuse => false,
+        Transport::Auto => !guarded && uring::is_enabled() == Some(true),
+        Transport::Uring => {
+            let why = match uring::is_enabled() {
+                Some(true) => None,
+                Some(false) => Some(format!(
+                    "it is off in this kernel. 'echo Y > {}' turns it on for all FUSE file systems \
+                     that are mounted from then on, and 'swapfs up --enable-uring' does so; \
+                     transport=fuse does without",
+                    uring::SWITCH
+                )),
+                None => Some(
+                    "this kernel's FUSE has no io_uring (it takes Linux 6.14, built with \
+                     CONFIG_FUSE_IO_URING): transport=fuse does without"
+                        .to_owned(),
+                ),
+            };
+            if let Some(why) = why {
+                return Err(StartError::new("transport=uring", why));
+            }
+            true
+        }
+    };
+    if !wanted {
+        return Ok(None);
+    }
+    let layout = Layout::for_this_machine();
+    options.common.threads = Some(layout.threads());
+    Ok(Some(layout))
+}
+
+/// The buffers of a volume, with room for a transport's requests if it needs that.
+pub(super) fn buffers_for(
+    resources: &Resources,
+    layout: Option<Layout>,
+) -> std::io::Result<BufferPool> {
+    let payloads = layout.map(uring::private_memory).transpose()?;
+    BufferPool::with_payloads(resources.small_buffers, resources.large_buffers, payloads)
 }
 
 fn described(error: ImageError) -> StartError {

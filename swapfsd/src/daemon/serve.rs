@@ -1,13 +1,12 @@
 //! A mount that is served by this process alone, without a supervisor; and what every process that
 //! serves does.
 
-use super::open::{Opened, check_mountpoint, open_fuse_device};
+use super::open::{Opened, buffers_for, check_mountpoint, open_fuse_device, transport_of};
 use super::ready::Readiness;
 use super::{Arguments, StartError, THREAD_STACK_BYTES};
 use crate::awake::Awake;
 use crate::backend::registry;
-use crate::buffer::BufferPool;
-use crate::fuse::{Adapter, Connection};
+use crate::fuse::{Connection, Service, Transport};
 use crate::held::Held;
 use crate::image::Image;
 use crate::logging;
@@ -67,11 +66,16 @@ impl Mounted {
         // Asked for by std when it makes the first thread with a stack of the default size.
         // SAFETY: only the logging thread runs beside this one, and it reads no environment.
         unsafe { std::env::set_var("RUST_MIN_STACK", THREAD_STACK_BYTES) };
-        let Opened { image, superblock, options, text } = opened;
+        let Opened { image, superblock, mut options, text } = opened;
+        let layout = transport_of(&mut options, false)?;
         let (protection, cgroup) = protect::protect_process(options.common.realtime);
         let resources = registry::resources(&options);
-        let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
+        let buffers = buffers_for(&resources, layout)
             .map_err(|error| StartError::new("memory for buffers", error))?;
+        let transport = match layout {
+            Some(layout) => Transport::Uring(layout, buffers.clone()),
+            None => Transport::Fuse(resources.threads),
+        };
         let backend = registry::build(&image, &superblock, &options, &buffers, &Held::private())
             .map_err(|error| StartError::new(arguments.image.display(), error))?;
         let volume = Volume::new(backend, buffers, &superblock.swap_header())
@@ -83,16 +87,17 @@ impl Mounted {
             label: superblock.label.clone(),
             options: text,
             threads: resources.threads,
+            transport: transport.name(),
             mounted_ns: crate::sys::spawn::boot_time_ns(),
             unguarded_why,
             protection,
         });
         let awake = awake_of(&options)?;
-        let adapter = Adapter::new(Arc::clone(&volume), identity, awake);
+        let service = Arc::new(Service::new(Arc::clone(&volume), identity, awake));
         mount::mount_fuse(&device, image.path(), &mountpoint).map_err(|error| {
             StartError::new(format_args!("mount on {}", mountpoint.display()), error)
         })?;
-        let connection = Connection::new(adapter, device.into(), resources.threads);
+        let connection = Connection::new(service, device.into(), transport);
         let connection = connection.map_err(|error| {
             drop(mount::unmount(&mountpoint));
             StartError::new("FUSE handshake", error)

@@ -1,13 +1,12 @@
 //! The process that serves, or waits to: everything but the supervisor.
 
-use super::open::options_of;
+use super::open::{buffers_for, options_of, transport_of};
 use super::serve::{awake_of, populate, spawn, stop_on_signal, watch_for_full};
 use super::{Arguments, StartError, start_logging};
 use crate::backend::registry;
-use crate::buffer::BufferPool;
 use crate::control::{self, Control, HANDOVER_VERSION, Page};
 use crate::fuse::adopt::{Negotiated, Waiting};
-use crate::fuse::{Adapter, Connection};
+use crate::fuse::{Connection, Service, Transport};
 use crate::held::Held;
 use crate::image::Image;
 use crate::overfull::Overfull;
@@ -113,8 +112,8 @@ struct Worker {
     threads: u32,
     /// Of a standby: what lets its session start.
     waiting: Option<Waiting>,
-    /// Taken when the session starts.
-    adapter: Option<Adapter>,
+    service: Arc<Service>,
+    transport: Transport,
     session: Option<thread::JoinHandle<io::Result<()>>>,
     session_ended: Arc<EventFd>,
     beating: Arc<AtomicBool>,
@@ -136,13 +135,17 @@ impl Worker {
         let seat = Seat::open(&holdings.control).map_err(system("seat"))?;
         let superblock = Superblock::decode(&control.superblock())
             .map_err(|error| StartError::new("the superblock that was handed over", error))?;
-        let (options, text) = options_of(&superblock, arguments)?;
+        let (mut options, text) = options_of(&superblock, arguments)?;
+        let layout = transport_of(&mut options, true)?;
         let image = Image::from_open(&arguments.image, copy(&holdings.image)?)
             .map_err(|error| StartError(error.to_string()))?;
         let protection = protect::protect_worker(options.common.realtime, !is_first);
         let resources = registry::resources(&options);
-        let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers)
-            .map_err(system("memory for buffers"))?;
+        let buffers = buffers_for(&resources, layout).map_err(system("memory for buffers"))?;
+        let transport = match layout {
+            Some(layout) => Transport::Uring(layout, buffers.clone()),
+            None => Transport::Fuse(resources.threads),
+        };
         let [one, two, three] = &holdings.regions;
         let held = Held::regions([copy(one)?, copy(two)?, copy(three)?], !is_first);
         let backend = registry::build(&image, &superblock, &options, &buffers, &held)
@@ -155,11 +158,13 @@ impl Worker {
             label: superblock.label.clone(),
             options: text,
             threads: resources.threads,
+            transport: transport.name(),
             mounted_ns: control.page().mounted_ns.load(Relaxed),
             unguarded_why: String::new(),
             protection,
         });
-        let adapter = Adapter::new(Arc::clone(&volume), identity, awake_of(&options)?);
+        let awake = awake_of(&options)?;
+        let service = Arc::new(Service::new(Arc::clone(&volume), identity, awake));
         let mut worker = Worker {
             holdings,
             page: control.page(),
@@ -169,7 +174,8 @@ impl Worker {
             volume,
             threads: resources.threads,
             waiting: None,
-            adapter: Some(adapter),
+            service,
+            transport,
             session: None,
             session_ended: Arc::new(EventFd::new().map_err(system("eventfd"))?),
             beating: Arc::default(),
@@ -191,8 +197,8 @@ impl Worker {
             .activate(Some(&header))
             .map_err(|error| StartError::new("starting the back end", error))?;
         let device = self.holdings.fuse.try_clone().map_err(system("a descriptor"))?;
-        let Some(adapter) = self.adapter.take() else { return Ok(()) };
-        let connection = Connection::new(adapter, device.into(), self.threads);
+        let service = Arc::clone(&self.service);
+        let connection = Connection::new(service, device.into(), self.transport.clone());
         self.start_session(connection.map_err(system("FUSE handshake"))?)?;
         // The answer shows that the threads serve, and their buffers are there.
         if let Err(error) = fs::metadata(arguments.mountpoint.join("swapfile")) {
@@ -224,10 +230,10 @@ impl Worker {
             minor: self.page.fuse_minor.load(Relaxed),
             flags: self.page.fuse_flags.load(Relaxed),
         };
-        let Some(adapter) = self.adapter.take() else { return Ok(false) };
-        let muster = adapter.muster(self.threads);
-        let (connection, waiting) = Connection::waiting(adapter, self.threads, negotiated)
-            .map_err(system("a FUSE session"))?;
+        let service = Arc::clone(&self.service);
+        let (connection, waiting, muster) =
+            Connection::waiting(service, self.threads, negotiated)
+                .map_err(system("a FUSE session"))?;
         self.start_session(connection)?;
         waiting.call_all().map_err(system("a FUSE session"))?;
         muster.wait();

@@ -1,52 +1,33 @@
-//! FUSE requests into requests of the volume. Thin: nothing is decided here that is not FUSE's.
+//! FUSE requests that fuser has decoded into calls of the [`Service`]. Thin: nothing is decided
+//! here that is not FUSE's.
 
 use super::MAX_BACKGROUND;
-use super::errno::errno_of;
 use super::replies::{Owed, Replies};
-use super::status_files::{StatusFile, StatusFiles};
-use crate::awake::Awake;
-use crate::backend::{Completion, CompletionSink};
+use super::service::{
+    Attributes, BLOCK_BYTES, Changes, NODE_COUNT, SWAP_FILE, Service, TTL, refuse,
+};
 use crate::control;
-use crate::error::{Error, ErrorKind, Operation};
-use crate::stats::json::Identity;
+use crate::error::Operation;
 use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::{IoPath, MAX_REQUEST_BYTES};
-use crate::volume::Volume;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::{info, warn};
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
-use swapfs_format::PAGE_BYTES;
-
-const SWAP_FILE: INodeNo = INodeNo(2);
-const STATS_JSON: INodeNo = INodeNo(3);
-const METRICS: INodeNo = INodeNo(4);
-/// The files of a mount: number, name, mode.
-const FILES: [(INodeNo, &str, u16); 3] = [
-    (SWAP_FILE, "swapfile", 0o600),
-    (STATS_JSON, "stats.json", 0o444),
-    (METRICS, "metrics", 0o444),
-];
-
-/// Names and attributes never change while mounted.
-const TTL: Duration = Duration::from_secs(86_400);
+use std::time::SystemTime;
 
 /// The file system that fuser drives.
 pub struct Adapter {
-    volume: Arc<Volume>,
-    identity: Arc<Identity>,
+    service: Arc<Service>,
     replies: Arc<Replies>,
-    status_files: StatusFiles,
-    awake: Option<Awake>,
-    made: SystemTime,
     muster: OnceLock<Arc<Muster>>,
 }
 
@@ -84,85 +65,42 @@ impl Muster {
 }
 
 impl Adapter {
-    /// Serves `volume`; `identity` is what stats.json says of it; `awake` is told of each read
-    /// and write.
-    #[must_use]
-    pub fn new(volume: Arc<Volume>, identity: Arc<Identity>, awake: Option<Awake>) -> Adapter {
-        Adapter {
-            volume,
-            identity,
-            replies: Arc::new(Replies::new()),
-            status_files: StatusFiles::new(),
-            awake,
-            made: SystemTime::now(),
-            muster: OnceLock::new(),
-        }
+    pub(super) fn new(service: Arc<Service>) -> Adapter {
+        Adapter { service, replies: Arc::new(Replies::new()), muster: OnceLock::new() }
     }
 
     /// A roll-call of `threads` threads, to be begun by a FORGET for each.
-    #[must_use]
-    pub fn muster(&self, threads: u32) -> Arc<Muster> {
+    pub(super) fn muster(&self, threads: u32) -> Arc<Muster> {
         let muster = || Arc::new(Muster { missing: Mutex::new(threads), changed: Condvar::new() });
         Arc::clone(self.muster.get_or_init(muster))
     }
 
-    fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
-        let (kind, perm, size) = match FILES.iter().find(|(number, ..)| *number == inode) {
-            Some(&(SWAP_FILE, _, mode)) => (FileType::RegularFile, mode, self.volume.bytes()),
-            // Like files of /proc: the length is known when they are read.
-            Some(&(_, _, mode)) => (FileType::RegularFile, mode, 0),
-            None if inode == INodeNo::ROOT => (FileType::Directory, 0o755, 0),
-            None => return None,
-        };
-        Some(FileAttr {
-            ino: inode,
-            size,
-            blocks: size / 512,
-            atime: self.made,
-            mtime: self.made,
-            ctime: self.made,
-            crtime: self.made,
+    fn file_attr(&self, attributes: &Attributes) -> FileAttr {
+        let made = self.service.made();
+        let kind =
+            if attributes.is_directory { FileType::Directory } else { FileType::RegularFile };
+        FileAttr {
+            ino: INodeNo(attributes.inode),
+            size: attributes.size,
+            blocks: attributes.size / 512,
+            atime: made,
+            mtime: made,
+            ctime: made,
+            crtime: made,
             kind,
-            perm,
-            nlink: if kind == FileType::Directory { 2 } else { 1 },
+            perm: attributes.mode,
+            nlink: if attributes.is_directory { 2 } else { 1 },
             uid: 0,
             gid: 0,
             rdev: 0,
-            blksize: PAGE_BYTES as u32,
+            blksize: BLOCK_BYTES,
             flags: 0,
-        })
-    }
-
-    /// A file that was opened before this process took over has no snapshot here: it gets one.
-    fn read_status_file(
-        &self,
-        inode: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        size: u32,
-        reply: ReplyData,
-    ) {
-        let file = if inode == STATS_JSON { StatusFile::Json } else { StatusFile::Metrics };
-        self.status_files.restore(handle.0, file, &self.identity, &self.volume);
-        self.status_files.read(handle.0, offset, size as usize, |bytes| reply.data(bytes));
-    }
-
-    fn keep_awake(&self) {
-        if let Some(awake) = &self.awake {
-            awake.touch();
         }
-    }
-
-    fn completion(&self, token: u64, operation: Operation, offset: u64) -> Completion {
-        let sink: Arc<dyn CompletionSink> = Arc::<Replies>::clone(&self.replies);
-        let lost = Error::new(ErrorKind::Io, operation, offset / PAGE_BYTES);
-        Completion::new(sink, token, lost)
     }
 }
 
-fn refuse(error: &Error) -> Errno {
-    warn!("{error}");
-    errno_of(error)
+fn code(errno: i32) -> Errno {
+    io::Error::from_raw_os_error(errno).into()
 }
 
 impl Filesystem for Adapter {
@@ -200,17 +138,16 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = FILES.iter().find(|(_, file, _)| parent == INodeNo::ROOT && name == *file);
-        match found.and_then(|&(inode, ..)| self.attributes(inode)) {
-            Some(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
-            None => reply.error(Errno::ENOENT),
+        match self.service.lookup(parent.0, name.as_bytes()) {
+            Ok(found) => reply.entry(&TTL, &self.file_attr(&found), Generation(0)),
+            Err(errno) => reply.error(code(errno)),
         }
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attributes(inode) {
-            Some(attributes) => reply.attr(&TTL, &attributes),
-            None => reply.error(Errno::ENOENT),
+        match self.service.attributes(inode.0) {
+            Ok(attributes) => reply.attr(&TTL, &self.file_attr(&attributes)),
+            Err(errno) => reply.error(code(errno)),
         }
     }
 
@@ -232,29 +169,23 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let Some(attributes) = self.attributes(inode) else { return reply.error(Errno::ENOENT) };
-        let same = mode.is_none_or(|mode| mode & 0o7777 == u32::from(attributes.perm))
-            && uid.is_none_or(|uid| uid == 0)
-            && gid.is_none_or(|gid| gid == 0)
-            && size.is_none_or(|size| size == attributes.size);
-        // Times are not kept, and nobody is told so: as for files of /proc.
-        if same { reply.attr(&TTL, &attributes) } else { reply.error(Errno::EPERM) }
+        match self.service.set_attributes(inode.0, Changes { mode, uid, gid, size }) {
+            Ok(attributes) => reply.attr(&TTL, &self.file_attr(&attributes)),
+            Err(errno) => reply.error(code(errno)),
+        }
     }
 
     fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let status_file = match inode {
-            SWAP_FILE => {
-                // Without the second flag, writes hold the inode's lock one after the other.
-                let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-                return reply.opened(FileHandle(0), flags);
+        match self.service.open(inode.0) {
+            Ok(file) => {
+                let mut flags = FopenFlags::FOPEN_DIRECT_IO;
+                if file.parallel {
+                    // Without it, writes hold the inode's lock one after the other.
+                    flags |= FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+                }
+                reply.opened(FileHandle(file.handle), flags);
             }
-            STATS_JSON => StatusFile::Json,
-            METRICS => StatusFile::Metrics,
-            _ => return reply.error(Errno::EISDIR),
-        };
-        match self.status_files.open(status_file, &self.identity, &self.volume) {
-            Some(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
-            None => reply.error(Errno::ENFILE),
+            Err(errno) => reply.error(code(errno)),
         }
     }
 
@@ -268,9 +199,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if inode == STATS_JSON || inode == METRICS {
-            self.status_files.release(handle.0);
-        }
+        self.service.release(inode.0, handle.0);
         reply.ok();
     }
 
@@ -285,26 +214,28 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if inode != SWAP_FILE {
-            return self.read_status_file(inode, handle, offset, size, reply);
+        if inode.0 != SWAP_FILE {
+            let (inode, handle, size) = (inode.0, handle.0, size as usize);
+            let done = |bytes: &[u8]| reply.data(bytes);
+            return self.service.read_status_file(inode, handle, offset, size, done);
         }
         let _io_path = IoPath::enter();
-        self.keep_awake();
-        // The end of the file cuts a read short; nothing else does.
-        let rest = self.volume.bytes().saturating_sub(offset);
-        let len = rest.min(u64::from(size)).min(MAX_REQUEST_BYTES as u64) as usize;
+        self.service.keep_awake();
+        let volume = self.service.volume();
+        let len = self.service.readable(offset, size);
         if len == 0 {
             return reply.data(&[]);
         }
-        let mut buffer = self.volume.buffers().take(len);
-        if self.volume.prefers_start(offset, len) {
+        let mut buffer = volume.buffers().take(len);
+        if volume.prefers_start(offset, len) {
             let token = self.replies.keep(Owed::Data(reply));
-            let done = self.completion(token, Operation::Read, offset);
-            return self.volume.start_read(offset, buffer, done);
+            let sink = Arc::<Replies>::clone(&self.replies);
+            let done = Service::completion(sink, token, Operation::Read, offset);
+            return volume.start_read(offset, buffer, done);
         }
-        match self.volume.read(offset, &mut buffer) {
+        match volume.read(offset, &mut buffer) {
             Ok(()) => reply.data(&buffer),
-            Err(error) => reply.error(refuse(&error)),
+            Err(error) => reply.error(code(refuse(&error))),
         }
     }
 
@@ -320,21 +251,23 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if inode != SWAP_FILE {
+        if inode.0 != SWAP_FILE {
             return reply.error(Errno::EPERM);
         }
         let _io_path = IoPath::enter();
-        self.keep_awake();
-        if data.len() <= MAX_REQUEST_BYTES && self.volume.prefers_start(offset, data.len()) {
-            let mut buffer = self.volume.buffers().take(data.len());
+        self.service.keep_awake();
+        let volume = self.service.volume();
+        if data.len() <= MAX_REQUEST_BYTES && volume.prefers_start(offset, data.len()) {
+            let mut buffer = volume.buffers().take(data.len());
             buffer.copy_from_slice(data);
             let token = self.replies.keep(Owed::Written(reply, data.len() as u32));
-            let done = self.completion(token, Operation::Write, offset);
-            return self.volume.start_write(offset, buffer, done);
+            let sink = Arc::<Replies>::clone(&self.replies);
+            let done = Service::completion(sink, token, Operation::Write, offset);
+            return volume.start_write(offset, buffer, done);
         }
-        match self.volume.write(offset, data) {
+        match volume.write(offset, data) {
             Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(refuse(&error)),
+            Err(error) => reply.error(code(refuse(&error))),
         }
     }
 
@@ -349,24 +282,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _io_path = IoPath::enter();
-        let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        let zero = libc::FALLOC_FL_ZERO_RANGE;
-        let result = match mode {
-            _ if inode != SWAP_FILE => return reply.error(Errno::EPERM),
-            // What does not reach into the file is no error for a hole.
-            _ if mode == punch => {
-                let end = offset.saturating_add(length).min(self.volume.bytes());
-                self.volume.discard(offset.min(end), end - offset.min(end))
-            }
-            _ if mode & !libc::FALLOC_FL_KEEP_SIZE == zero => {
-                self.volume.write_zeros(offset, length)
-            }
-            _ => return reply.error(Errno::EOPNOTSUPP),
-        };
-        match result {
+        match self.service.fallocate(inode.0, offset, length, mode) {
             Ok(()) => reply.ok(),
-            Err(error) if error.kind == ErrorKind::Unsupported => reply.error(errno_of(&error)),
-            Err(error) => reply.error(refuse(&error)),
+            Err(errno) => reply.error(code(errno)),
         }
     }
 
@@ -379,18 +297,30 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _io_path = IoPath::enter();
-        if inode != SWAP_FILE {
-            return reply.ok();
-        }
-        match self.volume.flush() {
+        match self.service.sync(inode.0) {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(refuse(&error)),
+            Err(errno) => reply.error(code(errno)),
         }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         // Sent at each close(2): nothing is held back that it could write.
         reply.ok();
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Programs that ask whether a file is a terminal.
+        reply.error(Errno::ENOTTY);
     }
 
     fn readdir(
@@ -404,11 +334,10 @@ impl Filesystem for Adapter {
         if inode != INodeNo::ROOT {
             return reply.error(Errno::ENOTDIR);
         }
-        let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, name));
-        let files = FILES.map(|(inode, name, _)| (inode, FileType::RegularFile, name));
-        let entries = dots.iter().chain(&files);
-        for (next, &(inode, kind, name)) in (1..).zip(entries).skip(offset as usize) {
-            if reply.add(inode, next, kind, name) {
+        let entries = Service::entries(offset);
+        for (next, (inode, is_directory, name)) in (offset + 1..).zip(entries) {
+            let kind = if is_directory { FileType::Directory } else { FileType::RegularFile };
+            if reply.add(INodeNo(inode), next, kind, name) {
                 break;
             }
         }
@@ -416,10 +345,8 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
-        // The loop device takes its discard granularity from the block size.
-        let block_bytes = PAGE_BYTES as u32;
-        let files = FILES.len() as u64 + 1;
-        reply.statfs(self.volume.slot_count(), 0, 0, files, 0, block_bytes, 255, block_bytes);
+        let slots = self.service.volume().slot_count();
+        reply.statfs(slots, 0, 0, NODE_COUNT, 0, BLOCK_BYTES, 255, BLOCK_BYTES);
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {

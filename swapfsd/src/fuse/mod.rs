@@ -1,31 +1,58 @@
-//! The FUSE side: the adapter that turns FUSE requests into requests of the volume, and the
-//! session that runs it.
+//! The FUSE side: what a mount answers ([`Service`]), and two transports that bring it requests:
+//! fuser's, by /dev/fuse ([`adapter`]), and rings ([`uring`]).
 //!
-//! Another transport stands beside this module, not below it: everything under
-//! [`crate::volume`] knows nothing of FUSE.
+//! Everything under [`crate::volume`] knows nothing of FUSE.
 
 mod adapter;
 pub mod adopt;
 mod errno;
 mod replies;
+mod service;
 mod status_files;
+pub mod uring;
 
 pub use adapter::{Adapter, Muster};
+pub use service::Service;
 
 use adopt::{Negotiated, Waiting};
 
+use crate::buffer::BufferPool;
 use crate::sys::alloc::MAX_REQUEST_BYTES;
 use fuser::{Config, Session, SessionACL};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Requests that the kernel may have in flight: the loop device has 128, and fuser's default of
 /// 16 makes swap-ins wait behind swap-outs.
 pub(crate) const MAX_BACKGROUND: u16 = 256;
 
+/// How requests come.
+#[derive(Debug, Clone)]
+pub enum Transport {
+    /// So many threads read and write /dev/fuse.
+    Fuse(u32),
+    /// By rings, into the payloads of these buffers.
+    Uring(uring::Layout, BufferPool),
+}
+
+impl Transport {
+    /// As the option names it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Transport::Fuse(_) => "fuse",
+            Transport::Uring(..) => "uring",
+        }
+    }
+}
+
 /// A mounted connection whose INIT has been answered, ready to serve.
-pub struct Connection {
-    session: Session<Adapter>,
+pub enum Connection {
+    /// By fuser.
+    Fuse(Session<Adapter>),
+    /// By rings; they serve already.
+    Uring(uring::Session),
 }
 
 impl Connection {
@@ -33,22 +60,37 @@ impl Connection {
     ///
     /// # Errors
     /// What reading or writing /dev/fuse answers.
-    pub fn new(adapter: Adapter, device: OwnedFd, threads: u32) -> io::Result<Connection> {
-        let config = session_config(threads);
-        Ok(Connection { session: Session::from_fd(adapter, device, SessionACL::All, config)? })
+    pub fn new(
+        service: Arc<Service>,
+        device: OwnedFd,
+        transport: Transport,
+    ) -> io::Result<Connection> {
+        match transport {
+            Transport::Fuse(threads) => {
+                let config = session_config(threads);
+                let adapter = Adapter::new(service);
+                Session::from_fd(adapter, device, SessionACL::All, config).map(Connection::Fuse)
+            }
+            Transport::Uring(layout, buffers) => {
+                uring::Session::start(service, device, buffers, layout).map(Connection::Uring)
+            }
+        }
     }
 
-    /// A connection that will be handed over by another process: its threads start and wait.
+    /// A connection by fuser that will be handed over by another process: its threads start and
+    /// wait, and come to the muster when they are called.
     ///
     /// # Errors
     /// What socketpair(2) and the like answer.
     pub fn waiting(
-        adapter: Adapter,
+        service: Arc<Service>,
         threads: u32,
         negotiated: Negotiated,
-    ) -> io::Result<(Connection, Waiting)> {
+    ) -> io::Result<(Connection, Waiting, Arc<Muster>)> {
+        let adapter = Adapter::new(service);
+        let muster = adapter.muster(threads);
         let (session, waiting) = adopt::waiting_session(adapter, threads, negotiated)?;
-        Ok((Connection { session }, waiting))
+        Ok((Connection::Fuse(session), waiting, muster))
     }
 
     /// Serves until the file system is unmounted.
@@ -56,7 +98,10 @@ impl Connection {
     /// # Errors
     /// What reading or writing /dev/fuse answers, other than the end of the mount.
     pub fn serve(self) -> io::Result<()> {
-        self.session.run()
+        match self {
+            Connection::Fuse(session) => session.run(),
+            Connection::Uring(session) => session.serve(),
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! Replies that are owed: where the answer of a request waits while its back end works on it.
 
-use super::errno::errno_of;
+use super::service::refuse;
 use crate::backend::CompletionSink;
 use crate::buffer::PageBuffer;
 use crate::error::Result;
 use crate::sync::{Condvar, Mutex};
 use fuser::{ReplyData, ReplyWrite};
-use log::warn;
+use std::io;
 
 /// Replies owed at most; more than the kernel has in flight.
 const CAPACITY: usize = 512;
@@ -68,17 +68,11 @@ impl CompletionSink for Replies {
         match owed {
             Owed::Data(reply) => match &result {
                 Ok(buffer) => reply.data(buffer),
-                Err(error) => {
-                    warn!("{error}");
-                    reply.error(errno_of(error));
-                }
+                Err(error) => reply.error(io::Error::from_raw_os_error(refuse(error)).into()),
             },
             Owed::Written(reply, bytes) => match &result {
                 Ok(_) => reply.written(bytes),
-                Err(error) => {
-                    warn!("{error}");
-                    reply.error(errno_of(error));
-                }
+                Err(error) => reply.error(io::Error::from_raw_os_error(refuse(error)).into()),
             },
         }
     }

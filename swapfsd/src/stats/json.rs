@@ -35,6 +35,8 @@ pub struct Identity {
     pub options: String,
     /// Threads that serve requests.
     pub threads: u32,
+    /// How requests come.
+    pub transport: &'static str,
     /// When the volume was mounted, nanoseconds of CLOCK_BOOTTIME.
     pub mounted_ns: u64,
     /// Why no supervisor could save the volume if this process died; empty if one can.
@@ -115,6 +117,7 @@ impl Serialize for Report<'_> {
         map.serialize_entry("label", &identity.label)?;
         map.serialize_entry("options", &identity.options)?;
         map.serialize_entry("threads", &identity.threads)?;
+        map.serialize_entry("transport", identity.transport)?;
         map.serialize_entry("transport", "fuse")?;
         map.serialize_entry("slot_count", &self.volume.slot_count())?;
         map.serialize_entry("volume_bytes", &self.volume.bytes())?;

@@ -5,6 +5,7 @@ pub mod alloc;
 pub mod device;
 pub mod event;
 pub mod file;
+pub mod fuse_ring;
 pub mod hold;
 pub mod memory;
 pub mod mount;

@@ -155,6 +155,24 @@ pub fn die_quickly() {
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
 }
 
+/// The calling thread runs on this CPU only.
+///
+/// # Errors
+/// `EINVAL` if there is no such CPU, or not for this process.
+pub fn stay_on_cpu(cpu: u32) -> io::Result<()> {
+    let number = cpu as usize;
+    if number >= libc::CPU_SETSIZE as usize {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: a set of CPUs is plain bits, for which zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the number is inside the set.
+    unsafe { libc::CPU_SET(number, &mut set) };
+    let bytes = size_of::<libc::cpu_set_t>();
+    // SAFETY: the set is read during the call.
+    check(unsafe { libc::sched_setaffinity(0, bytes, &raw const set) }).map(drop)
+}
+
 /// Ends this process as SIGKILL from outside would: for tests.
 pub fn kill_self() {
     let own = std::process::id() as libc::pid_t;

@@ -32,8 +32,6 @@ const RING_ENTRIES: u32 = 256;
 const QUEUE_CAPACITY: usize = 512;
 /// The token of the eventfd's read.
 const WAKE_TOKEN: u64 = u64::MAX;
-/// Index of the one registered buffer.
-const REGISTERED: u16 = 0;
 
 #[derive(Debug)]
 struct Job {
@@ -154,8 +152,9 @@ impl<'a> RingThread<'a> {
             .build(RING_ENTRIES)
             // Kernels before 6.1 have neither.
             .or_else(|_| IoUring::new(RING_ENTRIES))?;
-        let (start, len) = shared.device.buffers.memory();
-        let memory = [libc::iovec { iov_base: start.cast(), iov_len: len }];
+        let memory: Vec<libc::iovec> = shared.device.buffers.memory().into_iter().flatten()
+            .map(|(start, len)| libc::iovec { iov_base: start.cast(), iov_len: len })
+            .collect();
         // SAFETY: the pool's memory stays mapped as long as the device, which outlives the ring.
         unsafe { ring.submitter().register_buffers(&memory) }?;
         Ok(RingThread {
@@ -223,11 +222,12 @@ impl<'a> RingThread<'a> {
         let file = types::Fd(self.shared.device.file.as_raw_fd());
         let offset = self.shared.device.offset_of(job.first);
         let (start, len) = (job.buffer.as_ptr(), job.buffer.len() as u32);
+        let registered = job.buffer.memory_index();
         match job.operation {
             Operation::Write => {
-                opcode::WriteFixed::new(file, start, len, REGISTERED).offset(offset).build()
+                opcode::WriteFixed::new(file, start, len, registered).offset(offset).build()
             }
-            _ => opcode::ReadFixed::new(file, start.cast_mut(), len, REGISTERED)
+            _ => opcode::ReadFixed::new(file, start.cast_mut(), len, registered)
                 .offset(offset)
                 .build(),
         }

@@ -1,0 +1,156 @@
+//! The places that requests come to: headers and payload of each, in one mapping.
+//!
+//! ```text
+//! page 0      who uses it, and how it is laid out
+//! headers     512 bytes each: struct fuse_uring_req_header (288 bytes), then the place's state
+//! payloads    1 MiB each, page-aligned: data of writes comes here, data of reads goes back
+//! ```
+//!
+//! Back ends read and write the payloads directly: they are part of the
+//! [`BufferPool`], so that O_DIRECT and io_uring's fixed buffers work on them.
+
+use super::wire::{HEADER_BYTES, OutHeader, RequestHeader};
+use crate::buffer::{BufferPool, LARGE_BYTES, PageBuffer, Payloads};
+use crate::sys::fuse_ring::Place;
+use crate::sys::memory::Mapping;
+use crate::sys::pin::Pin;
+use std::fs;
+use std::io;
+use zerocopy::IntoBytes;
+
+const PAGE: usize = 4096;
+/// Bytes of a place's headers and state.
+const HEAD_BYTES: usize = 512;
+
+/// How many places there are, and who serves them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// The kernel wants one for each CPU that there could ever be.
+    pub queues: u32,
+    /// Threads, each with a ring of its own, that serve a queue.
+    pub threads_per_queue: u32,
+    /// Places of each thread: a thread does one request at a time, the others wait for it.
+    pub depth: u32,
+}
+
+impl Layout {
+    /// What was measured to do best (tests/bench/RESULTS.md).
+    #[must_use]
+    pub fn for_this_machine() -> Layout {
+        let queues = possible_cpus();
+        let default = Layout { queues, threads_per_queue: 2, depth: 8 };
+        // For measurements: THREADS,DEPTH.
+        let Ok(wanted) = std::env::var("SWAPFS_URING_LAYOUT") else { return default };
+        let mut numbers = wanted.split(',').map(|number| number.parse().unwrap_or(1));
+        let mut next = || numbers.next().unwrap_or(1).max(1);
+        Layout { queues, threads_per_queue: next(), depth: next() }
+    }
+
+    /// Places of all queues.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.threads() * self.depth
+    }
+
+    /// Threads of all queues.
+    #[must_use]
+    pub fn threads(&self) -> u32 {
+        self.queues * self.threads_per_queue
+    }
+
+    fn payload_offset(&self) -> usize {
+        PAGE + (self.entries() as usize * HEAD_BYTES).next_multiple_of(PAGE)
+    }
+
+    fn bytes(&self) -> usize {
+        self.payload_offset() + self.entries() as usize * LARGE_BYTES
+    }
+}
+
+/// CPUs that there could ever be, of which the kernel has a queue each.
+fn possible_cpus() -> u32 {
+    let text = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let count = text.trim().split(',').map(|range| match range.split_once('-') {
+        Some((first, last)) => {
+            let number = |text: &str| text.parse::<u32>().unwrap_or(0);
+            number(last).saturating_sub(number(first)) + 1
+        }
+        None => u32::from(!range.is_empty()),
+    });
+    count.sum::<u32>().max(1)
+}
+
+/// Memory for a layout, of this process alone, all of it present and kept where it is.
+///
+/// # Errors
+/// What mmap(2) and madvise(2) answer.
+pub fn private_memory(layout: Layout) -> io::Result<Payloads> {
+    payloads(layout, Mapping::new(layout.bytes(), true)?)
+}
+
+fn payloads(layout: Layout, mapping: Mapping) -> io::Result<Payloads> {
+    if let Ok(pin) = Pin::new(mapping.as_ptr(), mapping.len()) {
+        // As long as the process: so are the places.
+        std::mem::forget(pin);
+    }
+    let (offset, count) = (layout.payload_offset(), layout.entries() as usize);
+    Ok(Payloads { mapping, offset, count })
+}
+
+/// The places, by number.
+#[derive(Debug, Clone)]
+pub(super) struct Entries {
+    pool: BufferPool,
+}
+
+impl Entries {
+    /// The places in the pool's payloads; `None` if it has none.
+    pub(super) fn new(pool: BufferPool) -> Option<Entries> {
+        pool.payloads()?;
+        Some(Entries { pool })
+    }
+
+    fn head(&self, index: u32) -> *mut RequestHeader {
+        let Some(payloads) = self.pool.payloads() else { return std::ptr::null_mut() };
+        assert!((index as usize) < payloads.count, "entry {index}");
+        // SAFETY: the mapping has room for so many heads before its payloads.
+        unsafe { payloads.mapping.as_ptr().add(PAGE + index as usize * HEAD_BYTES).cast() }
+    }
+
+    /// For the kernel: where it is.
+    pub(super) fn place(&self, index: u32) -> Place {
+        let mut payload = self.payload(index, LARGE_BYTES);
+        let part = |base: *mut u8, len| libc::iovec { iov_base: base.cast(), iov_len: len };
+        [
+            part(self.head(index).cast(), size_of::<RequestHeader>()),
+            part(payload.as_mut_ptr(), LARGE_BYTES),
+        ]
+    }
+
+    /// A request that has come.
+    pub(super) fn request(&self, index: u32) -> RequestHeader {
+        // SAFETY: aligned, plain bytes, and the kernel does not write there while the request is
+        // on this side.
+        unsafe { self.head(index).read() }
+    }
+
+    /// Puts an answer there; it is to be committed then.
+    pub(super) fn set_answer(&self, index: u32, header: OutHeader, payload_bytes: usize) {
+        let head = self.head(index);
+        let mut in_out = [0; HEADER_BYTES];
+        in_out[..size_of::<OutHeader>()].copy_from_slice(header.as_bytes());
+        // SAFETY: as in `request`; the thread that deals with the request is the only one that
+        // writes there.
+        unsafe {
+            (&raw mut (*head).in_out).write(in_out);
+            (&raw mut (*head).entry.payload_bytes).write(payload_bytes as u32);
+        }
+    }
+
+    /// Its payload as a buffer of `len` bytes; one at a time.
+    pub(super) fn payload(&self, index: u32, len: usize) -> PageBuffer {
+        self.pool.payload(index, len)
+    }
+}
+
+const _: () = assert!(size_of::<RequestHeader>() <= HEAD_BYTES);

@@ -1,0 +1,258 @@
+//! One thread that serves a queue: takes requests out of its ring, does them, and commits.
+//!
+//! The kernel gives a request to the place that became free last, so a thread that is busy has
+//! its other places filled only when all threads of the queue are.
+
+use super::super::service::{Service, refuse};
+use super::entries::{Entries, Layout};
+use super::requests::{Answer, answer, transfer_now, written};
+use super::wire::{InHeader, OutHeader, front, operation};
+use crate::backend::CompletionSink;
+use crate::buffer::{LARGE_BYTES, PageBuffer};
+use crate::error::{Operation, Result};
+use crate::sync::Mutex;
+use crate::sys::alloc::IoPath;
+use crate::sys::event::EventFd;
+use crate::sys::fuse_ring::{FuseRing, Place};
+use crate::sys::process;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The token of the wake-up; others are entries.
+const WAKE: u64 = u64::MAX;
+/// Answers that are handed over at the latest, though more requests are there.
+const BATCH: u32 = 4;
+/// A transfer that takes so long that the answers before it do not wait for it.
+const LONG_BYTES: usize = 64 << 10;
+
+/// What the threads of a session have in common.
+pub(super) struct Shared {
+    pub(super) service: Arc<Service>,
+    pub(super) entries: Entries,
+    pub(super) layout: Layout,
+    pub(super) device: OwnedFd,
+    /// By thread.
+    pub(super) finished: Vec<Finished>,
+}
+
+/// Entries whose answer another thread has made, for the thread that commits it.
+pub(super) struct Finished {
+    list: Mutex<Vec<u32>>,
+    /// The thread waits in its ring, or is about to.
+    asleep: AtomicBool,
+    wake: EventFd,
+}
+
+impl Finished {
+    pub(super) fn new(depth: u32) -> io::Result<Finished> {
+        Ok(Finished {
+            list: Mutex::new(Vec::with_capacity(depth as usize)),
+            asleep: AtomicBool::new(false),
+            wake: EventFd::new()?,
+        })
+    }
+
+    fn add(&self, index: u32) {
+        self.list.lock().push(index);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            self.wake.signal();
+        }
+    }
+}
+
+impl Shared {
+    /// Puts the answer into the entry.
+    fn set_answer(&self, index: u32, unique: u64, answer: Answer) {
+        let (error, bytes) = match answer {
+            Answer::Done(bytes) => (0, bytes),
+            Answer::Failed(errno) => (-errno, 0),
+            Answer::Read(..) | Answer::Write(..) => (-libc::EIO, 0),
+        };
+        let len = (size_of::<OutHeader>() + bytes) as u32;
+        self.entries.set_answer(index, OutHeader { len, error, unique }, bytes);
+    }
+}
+
+/// Answers requests that were started, on whatever thread they are done.
+pub(super) struct Sink(pub(super) Arc<Shared>);
+
+impl CompletionSink for Sink {
+    fn complete(&self, token: u64, result: Result<PageBuffer>) {
+        let (shared, index) = (&self.0, token as u32);
+        let header: InHeader = front(&shared.entries.request(index).in_out).unwrap_or_default();
+        let answer = match result {
+            Ok(mut buffer) if header.operation == operation::WRITE => {
+                let len = buffer.len();
+                written(&mut buffer, len)
+            }
+            Ok(buffer) => Answer::Done(buffer.len()),
+            Err(error) => Answer::Failed(refuse(&error)),
+        };
+        shared.set_answer(index, header.unique, answer);
+        shared.finished[(index / shared.layout.depth) as usize].add(index);
+    }
+}
+
+/// The thread.
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    sink: Arc<Sink>,
+    /// Which of all threads it is.
+    number: u32,
+    ring: FuseRing,
+    /// Where the entries are; the kernel reads it when they are registered.
+    places: Vec<Place>,
+    /// Entries that the kernel still knows.
+    alive: u32,
+    /// Answers that are not handed over yet.
+    pushed: u32,
+    taken: Vec<u32>,
+}
+
+impl Server {
+    /// On the thread that will serve.
+    pub(super) fn new(shared: Arc<Shared>, number: u32) -> io::Result<Server> {
+        let depth = shared.layout.depth;
+        let ring = FuseRing::new(shared.device.as_raw_fd(), (depth + 1).next_power_of_two())?;
+        let first = number * depth;
+        let places = (first..first + depth).map(|index| shared.entries.place(index)).collect();
+        let sink = Arc::new(Sink(Arc::clone(&shared)));
+        let taken = Vec::with_capacity(depth as usize);
+        Ok(Server { shared, sink, number, ring, places, alive: 0, pushed: 0, taken })
+    }
+
+    fn queue(&self) -> u16 {
+        (self.number / self.shared.layout.threads_per_queue) as u16
+    }
+
+    /// Runs on the CPU whose requests it serves: the loop worker that sent one waits there, and
+    /// its data is in that CPU's cache.
+    pub(super) fn stay_on_cpu(&self) -> io::Result<()> {
+        process::stay_on_cpu(u32::from(self.queue()))
+    }
+
+    /// Gives the kernel all entries.
+    pub(super) fn register(&mut self) -> io::Result<()> {
+        let (first, queue) = (self.number * self.shared.layout.depth, self.queue());
+        for (index, place) in (first..).zip(&self.places) {
+            // SAFETY: places and their memory live as long as the session, which ends when the
+            // kernel has given all entries back; what is in them is only touched between a
+            // request's completion and its commit.
+            unsafe { self.ring.register(queue, place, u64::from(index)) };
+            self.alive += 1;
+        }
+        self.ring.arm_wake(self.shared.finished[self.number as usize].wake.as_raw_fd(), WAKE);
+        self.ring.submit()
+    }
+
+    /// Serves until the connection has ended.
+    ///
+    /// # Errors
+    /// If the kernel does not take the entries.
+    pub(super) fn run(&mut self) -> io::Result<()> {
+        let _io_path = IoPath::enter();
+        let mut outcome = Ok(());
+        while self.alive > 0 {
+            self.wait();
+            while let Some((token, result)) = self.ring.completed() {
+                if token == WAKE {
+                    let wake = self.shared.finished[self.number as usize].wake.as_raw_fd();
+                    self.ring.arm_wake(wake, WAKE);
+                } else if result >= 0 {
+                    self.serve(token as u32);
+                } else {
+                    self.alive -= 1;
+                    if !matches!(-result, libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV) {
+                        outcome = Err(io::Error::from_raw_os_error(-result));
+                    }
+                }
+            }
+            self.commit_finished();
+        }
+        outcome
+    }
+
+    /// Hands answers over, and waits for the next request if there is nothing else to do.
+    fn wait(&mut self) {
+        let finished = &self.shared.finished[self.number as usize];
+        finished.asleep.store(true, Ordering::SeqCst);
+        let idle = finished.list.lock().is_empty();
+        let outcome = self.ring.submit_and_wait(idle);
+        finished.asleep.store(false, Ordering::SeqCst);
+        self.pushed = 0;
+        match outcome {
+            Ok(()) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY)) => {}
+            Err(error) => {
+                log::error!("io_uring_enter: {error}");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+    }
+
+    fn serve(&mut self, index: u32) {
+        let request = self.shared.entries.request(index);
+        let header: InHeader = front(&request.in_out).unwrap_or_default();
+        let service = Arc::clone(&self.shared.service);
+        let mut payload = self.shared.entries.payload(index, LARGE_BYTES);
+        let came = (request.entry.payload_bytes as usize).min(LARGE_BYTES);
+        let mut answer = answer(&service, &header, &request.operation, &mut payload, came);
+        if let Answer::Read(offset, len) | Answer::Write(offset, len) = answer {
+            service.keep_awake();
+            if service.volume().prefers_start(offset, len) {
+                drop(payload);
+                return self.start(index, answer);
+            }
+            if len >= LONG_BYTES && self.pushed > 0 {
+                self.hand_over();
+            }
+            answer = transfer_now(&service, answer, &mut payload);
+        }
+        self.shared.set_answer(index, header.unique, answer);
+        self.commit(index, request.entry.commit_id);
+    }
+
+    /// Starts a transfer; whoever finishes it makes the answer.
+    fn start(&self, index: u32, answer: Answer) {
+        let sink: Arc<dyn CompletionSink> = Arc::<Sink>::clone(&self.sink);
+        let token = u64::from(index);
+        let volume = self.shared.service.volume();
+        let buffer = |len| self.shared.entries.payload(index, len);
+        match answer {
+            Answer::Read(offset, len) => {
+                let done = Service::completion(sink, token, Operation::Read, offset);
+                volume.start_read(offset, buffer(len), done);
+            }
+            Answer::Write(offset, len) => {
+                let done = Service::completion(sink, token, Operation::Write, offset);
+                volume.start_write(offset, buffer(len), done);
+            }
+            Answer::Done(_) | Answer::Failed(_) => {}
+        }
+    }
+
+    fn commit_finished(&mut self) {
+        let finished = &self.shared.finished[self.number as usize];
+        std::mem::swap(&mut *finished.list.lock(), &mut self.taken);
+        while let Some(index) = self.taken.pop() {
+            self.commit(index, self.shared.entries.request(index).entry.commit_id);
+        }
+    }
+
+    fn commit(&mut self, index: u32, commit_id: u64) {
+        self.ring.commit(self.queue(), commit_id, u64::from(index));
+        self.pushed += 1;
+        if self.pushed >= BATCH {
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&mut self) {
+        // Should it fail, the next wait does it.
+        if self.ring.submit().is_ok() {
+            self.pushed = 0;
+        }
+    }
+}
