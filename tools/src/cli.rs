@@ -61,6 +61,28 @@ enum DiscardPolicy {
     Pages,
 }
 
+/// Values of `--transport`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TransportName {
+    /// fuse with a supervisor, else uring where the kernel has it enabled
+    Auto,
+    /// /dev/fuse: a crash of the daemon loses nothing
+    Fuse,
+    /// FUSE over io_uring: faster, but a crash of the daemon loses the volume
+    Uring,
+}
+
+impl TransportName {
+    /// As the option `transport=` has it.
+    fn name(self) -> &'static str {
+        match self {
+            TransportName::Auto => "auto",
+            TransportName::Fuse => "fuse",
+            TransportName::Uring => "uring",
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 struct UpArguments {
     /// The image or block device; made if it is not there
@@ -84,6 +106,12 @@ struct UpArguments {
     /// Options of the back end: into a new volume's header, or over it for this mount
     #[arg(short = 'o', value_name = "KEY=VALUE,...")]
     options: Vec<String>,
+    /// How requests come from the kernel [default: the volume's, else auto]
+    #[arg(long, value_enum)]
+    transport: Option<TransportName>,
+    /// Switch FUSE over io_uring on in the kernel, if it is off
+    #[arg(long)]
+    enable_uring: bool,
     /// An empty directory to mount on [default: /run/swapfs/UUID]
     #[arg(long, value_name = "DIR")]
     mountpoint: Option<PathBuf>,
@@ -204,6 +232,8 @@ fn run_up(arguments: UpArguments) -> Result<ExitCode, Failure> {
         priority: arguments.priority,
         discard,
         options: arguments.options.join(","),
+        transport: arguments.transport.map(|transport| transport.name().to_owned()),
+        enable_uring: arguments.enable_uring,
         mount_point: arguments.mountpoint,
         swap: !arguments.no_swapon,
     };

@@ -109,6 +109,8 @@ pub fn run(request: &DemoRequest, interrupt: &Interrupt) -> Result<DemoReport, F
             priority: Some(MAX_PRIORITY),
             discard: Discard::Off,
             options: request.options.clone(),
+            transport: None,
+            enable_uring: false,
             mount_point: None,
             swap: true,
         },

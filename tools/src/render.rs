@@ -42,7 +42,11 @@ fn name(volume: &VolumeStatus) -> String {
 /// Who stands by, and what they had to do; `None` where nobody does, which is a warning.
 fn guard(stats: &Stats) -> Option<String> {
     if !stats.guarded {
-        return None;
+        let by_rings = stats.transport == "uring";
+        return by_rings.then(|| {
+            let upgrades = counted(stats.upgrades, "upgrade");
+            format!("transport uring (FUSE over io_uring), {upgrades}")
+        });
     }
     let mut text = "guarded   ".to_owned();
     if let Some(pid) = stats.supervisor_pid {

@@ -42,6 +42,10 @@ pub struct UpRequest {
     pub discard: Discard,
     /// `KEY=VALUE,...`: into the header of a new volume, or over it for this mount.
     pub options: String,
+    /// How requests are to come from the kernel: a value of `transport=`.
+    pub transport: Option<String>,
+    /// Switch FUSE over io_uring on in the kernel if it is off.
+    pub enable_uring: bool,
     /// Where to mount; `None`: a directory of its own under [`volumes::RUN_DIRECTORY`].
     pub mount_point: Option<PathBuf>,
     /// Go on to swapon(2); without it, the loop device is the last step.
@@ -136,7 +140,13 @@ pub fn bring_up(request: &UpRequest, interrupt: &Interrupt) -> Result<UpReport, 
     };
     // What is in the header of a volume just formatted need not be said again.
     let mount_options = if formatted { "" } else { &request.options };
-    daemon::start(&image_path, &mount, mount_options)?;
+    let transport = request.transport.as_ref().map(|name| format!("transport={name}"));
+    let mount_options = [mount_options, transport.as_deref().unwrap_or("")];
+    let mount_options = mount_options.into_iter().filter(|part| !part.is_empty());
+    if request.enable_uring {
+        checks::enable_uring()?;
+    }
+    daemon::start(&image_path, &mount, &mount_options.collect::<Vec<_>>().join(","))?;
     let answer = probe::ask(&mount);
     let daemon_pid = answer.pid();
     let mounted_at = mount.clone();

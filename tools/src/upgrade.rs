@@ -64,7 +64,8 @@ pub fn upgrade(
 ) -> Result<String, Failure> {
     let name = volume.name().display();
     let stats = served(volume)?;
-    if let Some(why) = stats.unguarded() {
+    if stats.supervisor_pid.is_none() {
+        let why = stats.unguarded().unwrap_or("it is being replaced: try again");
         return Err(Failure::new(
             name,
             format_args!(

@@ -13,6 +13,7 @@ use crate::seat::{Role, Seat};
 use crate::supervisor::link::{Holdings, Kind, Link};
 use crate::supervisor::upgrade::Door;
 use crate::supervisor::{Parts, Supervisor, store};
+use crate::sys::mount::Abort;
 use crate::sys::spawn::{self, Command};
 use crate::sys::{hold, memory, mount, process};
 use log::{info, warn};
@@ -22,14 +23,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 use swapfs_format::superblock::Superblock;
-use swapfs_format::types::TypedOptions;
+use swapfs_format::types::{Transport, TypedOptions};
 
 /// The first kernel whose FUSE hands out again what a dead process has read (FUSE_NOTIFY_RESEND).
 const RESEND_KERNEL: (u32, u32) = (6, 9);
 /// How long the supervisor before this one may take to end.
 const SEAT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Files in memory that is never swapped: for the control page, and for the back end.
+/// Files in memory that is never swapped: for the control page, the back end, and the transport.
 ///
 /// # Errors
 /// In one sentence, why there can be no supervisor.
@@ -41,7 +42,7 @@ pub(super) fn files_to_hold(opened: &Opened) -> Result<Vec<File>, String> {
         let (major, minor) = RESEND_KERNEL;
         return Err(format!("this kernel can't resend FUSE requests (it takes {major}.{minor})"));
     }
-    hold::unswappable_files(1 + BACKEND_REGIONS)
+    hold::unswappable_files(2 + BACKEND_REGIONS)
         .map_err(|error| format!("this kernel has no tmpfs that is never swapped ({error})"))
 }
 
@@ -107,6 +108,7 @@ fn start_anew(
         image: image.file().try_clone().map_err(system("the image"))?,
         control: next()?,
         regions: [next()?, next()?, next()?],
+        entries: next()?,
     };
     let control = map_control(&holdings)?;
     control.page().version.store(HANDOVER_VERSION, Relaxed);
@@ -249,6 +251,10 @@ fn parts(
         worker: Command::new(program()?, &worker).map_err(system)?,
         supervisor: Command::new(program()?, &supervisor).map_err(system)?,
         watchdog: options.common.watchdog,
+        abort: (options.common.transport == Transport::Uring)
+            .then(|| Abort::new(mountpoint))
+            .transpose()
+            .map_err(system)?,
         door,
         cgroup,
     })

@@ -1,6 +1,7 @@
 //! The program: command line, start, readiness, and the way out.
 
 mod guarded;
+mod knock;
 mod open;
 mod ready;
 mod serve;
@@ -40,6 +41,9 @@ struct Arguments {
     /// Hold what the worker, or the supervisor before, at this descriptor hands over
     #[arg(long, hide = true, value_name = "DESCRIPTOR")]
     supervise: Option<i32>,
+    /// Send the mount as many requests as it has places for
+    #[arg(long, hide = true)]
+    knock: bool,
     /// The image or block device that mkswapfs formatted
     image: PathBuf,
     /// An empty directory
@@ -76,6 +80,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
+    if arguments.knock {
+        return match knock::run(&arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let outcome = match (arguments.worker, arguments.supervise) {
         (Some(link), _) => worker::run(&arguments, link),
         (None, Some(link)) => guarded::resume(&arguments, link),

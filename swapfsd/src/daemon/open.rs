@@ -3,7 +3,7 @@
 
 use super::{Arguments, StartError};
 use crate::backend::registry::Resources;
-use crate::buffer::BufferPool;
+use crate::buffer::{BufferPool, Payloads};
 use crate::fuse::uring::{self, Layout};
 use crate::image::{Access, Image, ImageError};
 use std::fs::{self, File};
@@ -90,9 +90,8 @@ pub(super) fn transport_of(
 /// The buffers of a volume, with room for a transport's requests if it needs that.
 pub(super) fn buffers_for(
     resources: &Resources,
-    layout: Option<Layout>,
+    payloads: Option<Payloads>,
 ) -> std::io::Result<BufferPool> {
-    let payloads = layout.map(uring::private_memory).transpose()?;
     BufferPool::with_payloads(resources.small_buffers, resources.large_buffers, payloads)
 }
 

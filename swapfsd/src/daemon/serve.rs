@@ -6,6 +6,7 @@ use super::ready::Readiness;
 use super::{Arguments, StartError, THREAD_STACK_BYTES};
 use crate::awake::Awake;
 use crate::backend::registry;
+use crate::fuse::uring::private_memory;
 use crate::fuse::{Connection, Service, Transport};
 use crate::held::Held;
 use crate::image::Image;
@@ -70,7 +71,9 @@ impl Mounted {
         let layout = transport_of(&mut options, false)?;
         let (protection, cgroup) = protect::protect_process(options.common.realtime);
         let resources = registry::resources(&options);
-        let buffers = buffers_for(&resources, layout)
+        let payloads = layout.map(private_memory).transpose();
+        let buffers = payloads
+            .and_then(|payloads| buffers_for(&resources, payloads))
             .map_err(|error| StartError::new("memory for buffers", error))?;
         let transport = match layout {
             Some(layout) => Transport::Uring(layout, buffers.clone()),

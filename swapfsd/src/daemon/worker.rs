@@ -2,10 +2,11 @@
 
 use super::open::{buffers_for, options_of, transport_of};
 use super::serve::{awake_of, populate, spawn, stop_on_signal, watch_for_full};
-use super::{Arguments, StartError, start_logging};
+use super::{Arguments, StartError, knock, start_logging};
 use crate::backend::registry;
 use crate::control::{self, Control, HANDOVER_VERSION, Page};
 use crate::fuse::adopt::{Negotiated, Waiting};
+use crate::fuse::uring::{self, held_memory};
 use crate::fuse::{Connection, Service, Transport};
 use crate::held::Held;
 use crate::image::Image;
@@ -27,6 +28,7 @@ use signal_hook::iterator::Signals;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -40,6 +42,8 @@ const WARM: Duration = Duration::from_millis(200);
 const BEAT: Duration = Duration::from_millis(100);
 /// How long the predecessor's lock may outlive its process.
 const SEAT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take until there is a request in every place.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a standby without a supervisor looks whether the worker has died too.
 const RESCUE_STEP: Duration = Duration::from_millis(2);
 /// How long after the death of a new supervisor the next one is started, at first and at most.
@@ -104,6 +108,8 @@ fn serve_for(arguments: &Arguments, link: &Link) -> Result<(), StartError> {
 /// Everything that serves, or is about to.
 struct Worker {
     holdings: Holdings,
+    image: PathBuf,
+    mountpoint: PathBuf,
     page: &'static Page,
     superblock: Superblock,
     options: TypedOptions,
@@ -114,6 +120,8 @@ struct Worker {
     waiting: Option<Waiting>,
     service: Arc<Service>,
     transport: Transport,
+    /// Of a session by rings.
+    rings: Option<uring::Handle>,
     session: Option<thread::JoinHandle<io::Result<()>>>,
     session_ended: Arc<EventFd>,
     beating: Arc<AtomicBool>,
@@ -141,7 +149,14 @@ impl Worker {
             .map_err(|error| StartError(error.to_string()))?;
         let protection = protect::protect_worker(options.common.realtime, !is_first);
         let resources = registry::resources(&options);
-        let buffers = buffers_for(&resources, layout).map_err(system("memory for buffers"))?;
+        let payloads = match layout {
+            Some(layout) => {
+                let memory = held_memory(layout, copy(&holdings.entries)?, !is_first);
+                Some(memory.map_err(system("memory for requests"))?)
+            }
+            None => None,
+        };
+        let buffers = buffers_for(&resources, payloads).map_err(system("memory for buffers"))?;
         let transport = match layout {
             Some(layout) => Transport::Uring(layout, buffers.clone()),
             None => Transport::Fuse(resources.threads),
@@ -160,13 +175,19 @@ impl Worker {
             threads: resources.threads,
             transport: transport.name(),
             mounted_ns: control.page().mounted_ns.load(Relaxed),
-            unguarded_why: String::new(),
+            unguarded_why: if layout.is_some() {
+                "transport=uring: upgrades are safe, a kill is not".to_owned()
+            } else {
+                String::new()
+            },
             protection,
         });
         let awake = awake_of(&options)?;
         let service = Arc::new(Service::new(Arc::clone(&volume), identity, awake));
         let mut worker = Worker {
             holdings,
+            image: arguments.image.clone(),
+            mountpoint: arguments.mountpoint.clone(),
             page: control.page(),
             superblock,
             options,
@@ -176,6 +197,7 @@ impl Worker {
             waiting: None,
             service,
             transport,
+            rings: None,
             session: None,
             session_ended: Arc::new(EventFd::new().map_err(system("eventfd"))?),
             beating: Arc::default(),
@@ -231,12 +253,19 @@ impl Worker {
             flags: self.page.fuse_flags.load(Relaxed),
         };
         let service = Arc::clone(&self.service);
-        let (connection, waiting, muster) =
-            Connection::waiting(service, self.threads, negotiated)
-                .map_err(system("a FUSE session"))?;
-        self.start_session(connection)?;
-        waiting.call_all().map_err(system("a FUSE session"))?;
-        muster.wait();
+        let broken = || system("a FUSE session");
+        if let Transport::Uring(layout, buffers) = &self.transport {
+            let device = self.holdings.fuse.try_clone().map_err(broken())?.into();
+            let waiting = Connection::waiting_by_rings(service, device, *layout, buffers.clone());
+            self.start_session(waiting.map_err(broken())?)?;
+        } else {
+            let (connection, waiting, muster) =
+                Connection::waiting(service, self.threads, negotiated).map_err(broken())?;
+            self.start_session(connection)?;
+            waiting.call_all().map_err(broken())?;
+            muster.wait();
+            self.waiting = Some(waiting);
+        }
         if self.protection.memory_locked {
             populate();
         }
@@ -245,7 +274,6 @@ impl Worker {
             process::all_realtime().map_err(system("SCHED_RR"))?;
         }
         link.say(Kind::Ready, &HANDOVER_VERSION.to_le_bytes()).map_err(system("the link"))?;
-        self.waiting = Some(waiting);
         let warming = self.keep_warm()?;
         loop {
             let _ = processes::wait_readable(&[link.as_raw_fd()], None);
@@ -324,10 +352,12 @@ impl Worker {
             .activate(None)
             .map_err(|error| StartError::new("taking the volume over", error))?;
         let activated = started.elapsed();
-        let Some(waiting) = &self.waiting else { return Ok(()) };
-        waiting
-            .start(&self.holdings.fuse)
-            .map_err(|error| StartError::new("taking the connection over", error))?;
+        let started_serving = match (&self.waiting, &self.rings) {
+            (Some(waiting), _) => waiting.start(&self.holdings.fuse),
+            (None, Some(rings)) => rings.serve_drained(),
+            (None, None) => Ok(()),
+        };
+        started_serving.map_err(|error| StartError::new("taking the connection over", error))?;
         info!(
             "took over in {} us, {} us of it for the back end",
             started.elapsed().as_micros(),
@@ -339,6 +369,7 @@ impl Worker {
 
     fn start_session(&mut self, connection: Connection) -> Result<(), StartError> {
         let ended = Arc::clone(&self.session_ended);
+        self.rings = connection.handle();
         self.session = Some(spawn("session", move || {
             let outcome = connection.serve();
             ended.signal();
@@ -361,7 +392,9 @@ impl Worker {
             if processes::readiness(self.session_ended.as_raw_fd()) & libc::POLLIN != 0 {
                 break;
             }
-            guard.look(&self.holdings, self.page);
+            if guard.look(&self.holdings, self.page) == Some(Kind::Drain) {
+                self.drain(guard.link());
+            }
         }
         drop(overfull);
         drop(reserve);
@@ -373,6 +406,19 @@ impl Worker {
         served.map_err(|error| StartError::new("serving FUSE requests", error))?;
         drop(guard.link().say(Kind::Ended, &[]));
         Ok(())
+    }
+
+    /// Holds all requests for another process, and says so.
+    fn drain(&self, link: &Link) {
+        let Some(rings) = &self.rings else { return };
+        let outcome = rings.drain(DRAIN_PATIENCE, || knock::start(&self.image, &self.mountpoint));
+        let said = match outcome {
+            Ok(()) => link.say(Kind::Drained, &[]),
+            Err(error) => link.say(Kind::NotDrained, error.to_string().as_bytes()),
+        };
+        if let Err(error) = said {
+            error!("the link: {error}");
+        }
     }
 
     /// Not where the killer could take the daemon itself.
@@ -458,16 +504,19 @@ impl<'a> Guard<'a> {
         self.alone.then(|| self.retry.saturating_sub(self.started_at.elapsed()))
     }
 
-    fn look(&mut self, holdings: &Holdings, page: &Page) {
+    /// Answers what the supervisor says.
+    fn look(&mut self, holdings: &Holdings, page: &Page) -> Option<Kind> {
+        let mut said = None;
         if !self.alone && processes::readiness(self.link().as_raw_fd()) & libc::POLLIN != 0 {
             match self.link().next() {
-                Ok(Some(_)) => {}
+                Ok(Some(packet)) => said = packet.kind(),
                 Ok(None) | Err(_) => self.bereft(page),
             }
         }
         if self.alone && self.started_at.elapsed() >= self.retry {
             self.start(holdings);
         }
+        said
     }
 
     fn bereft(&mut self, page: &Page) {

@@ -72,7 +72,9 @@ impl Connection {
                 Session::from_fd(adapter, device, SessionACL::All, config).map(Connection::Fuse)
             }
             Transport::Uring(layout, buffers) => {
-                uring::Session::start(service, device, buffers, layout).map(Connection::Uring)
+                let session = uring::Session::new(service, device, buffers, layout)?;
+                session.handle().serve_first()?;
+                Ok(Connection::Uring(session))
             }
         }
     }
@@ -91,6 +93,29 @@ impl Connection {
         let muster = adapter.muster(threads);
         let (session, waiting) = adopt::waiting_session(adapter, threads, negotiated)?;
         Ok((Connection::Fuse(session), waiting, muster))
+    }
+
+    /// A connection by rings that will be handed over by another process: its threads start and
+    /// wait.
+    ///
+    /// # Errors
+    /// If there can be no rings.
+    pub fn waiting_by_rings(
+        service: Arc<Service>,
+        device: OwnedFd,
+        layout: uring::Layout,
+        buffers: BufferPool,
+    ) -> io::Result<Connection> {
+        uring::Session::new(service, device, buffers, layout).map(Connection::Uring)
+    }
+
+    /// What can be done to a connection by rings while it is served.
+    #[must_use]
+    pub fn handle(&self) -> Option<uring::Handle> {
+        match self {
+            Connection::Fuse(_) => None,
+            Connection::Uring(session) => Some(session.handle()),
+        }
     }
 
     /// Serves until the file system is unmounted.

@@ -118,7 +118,6 @@ impl Serialize for Report<'_> {
         map.serialize_entry("options", &identity.options)?;
         map.serialize_entry("threads", &identity.threads)?;
         map.serialize_entry("transport", identity.transport)?;
-        map.serialize_entry("transport", "fuse")?;
         map.serialize_entry("slot_count", &self.volume.slot_count())?;
         map.serialize_entry("volume_bytes", &self.volume.bytes())?;
         map.serialize_entry("uptime_s", &identity.uptime().as_secs_f64())?;
@@ -152,9 +151,8 @@ struct Guard<'a> {
 impl<'a> Guard<'a> {
     fn now(identity: &'a Identity) -> Guard<'a> {
         let page = control::installed().map(control::Control::page);
-        let page = page.filter(|_| identity.unguarded_why.is_empty());
         let supervised = page.is_some_and(|page| page.supervisor_pid.load(Relaxed) != 0);
-        let why = if page.is_some() && !supervised {
+        let why = if page.is_some() && !supervised && identity.unguarded_why.is_empty() {
             "the supervisor has died; a new one is being started"
         } else {
             identity.unguarded_why.as_str()

@@ -20,18 +20,21 @@ pub struct Holdings {
     pub control: File,
     /// The back end's memory.
     pub regions: [File; BACKEND_REGIONS],
+    /// The transport's memory, see [`crate::fuse::uring`].
+    pub entries: File,
 }
 
 /// Names of the holdings in the order in which they are sent, for service managers.
-pub const HOLDING_NAMES: [&str; 3 + BACKEND_REGIONS] =
-    ["fuse", "image", "control", "region0", "region1", "region2"];
+pub const HOLDING_NAMES: [&str; 4 + BACKEND_REGIONS] =
+    ["fuse", "image", "control", "region0", "region1", "region2", "entries"];
 
 impl Holdings {
     /// All descriptors, in the order of [`HOLDING_NAMES`].
     #[must_use]
     pub fn descriptors(&self) -> [RawFd; HOLDING_NAMES.len()] {
         let [one, two, three] = &self.regions;
-        [&self.fuse, &self.image, &self.control, one, two, three].map(AsRawFd::as_raw_fd)
+        let files = [&self.fuse, &self.image, &self.control, one, two, three, &self.entries];
+        files.map(AsRawFd::as_raw_fd)
     }
 
     /// From files in that order.
@@ -41,6 +44,7 @@ impl Holdings {
             image: file(1)?,
             control: file(2)?,
             regions: [file(3)?, file(4)?, file(5)?],
+            entries: file(6)?,
         })
     }
 }
@@ -68,6 +72,12 @@ pub enum Kind {
     /// From a supervisor to its successor in the same process. With the holdings, its end of the
     /// worker's link, and the one who asked for the upgrade; the worker's process id.
     Resume = 9,
+    /// To a worker whose transport needs it: hold all requests for another one.
+    Drain = 10,
+    /// From a worker: all are held; it may be killed, and another one goes on with them.
+    Drained = 11,
+    /// From a worker: that did not work; it serves on. With a text.
+    NotDrained = 12,
 }
 
 impl Kind {
@@ -82,6 +92,9 @@ impl Kind {
             7 => Kind::Ended,
             8 => Kind::Adopt,
             9 => Kind::Resume,
+            10 => Kind::Drain,
+            11 => Kind::Drained,
+            12 => Kind::NotDrained,
             _ => return None,
         })
     }

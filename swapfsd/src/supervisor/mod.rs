@@ -22,6 +22,7 @@ use crate::control::Control;
 use crate::protect::OwnCgroup;
 use crate::seat::Seat;
 use crate::sys::alloc::{IoPath, io_path_allocations};
+use crate::sys::mount::Abort;
 use crate::sys::spawn::{self, Command, Ended, MAX_POLLED, Process};
 use backoff::Backoff;
 use link::{Holdings, Kind, Link, Packet};
@@ -96,6 +97,9 @@ pub struct Parts {
     pub supervisor: Command,
     /// After how long a worker hangs; zero: never.
     pub watchdog: Duration,
+    /// The transport does not survive a worker's death: how the connection is ended then. A worker
+    /// is only replaced when it has drained.
+    pub abort: Option<Abort>,
     /// Where upgrades are asked for.
     pub door: Option<Door>,
     /// Removed at the end.
@@ -126,6 +130,8 @@ pub struct Supervisor {
     failure: Text,
     /// Who has been seen to serve, and the last one that has ended: they are not strangers.
     known: [libc::pid_t; 2],
+    /// The one that served holds all its requests for another one.
+    drained: bool,
 }
 
 impl Supervisor {
@@ -141,6 +147,7 @@ impl Supervisor {
         let known = [page.worker_pid.load(SeqCst) as libc::pid_t; 2];
         Ok(Supervisor {
             known,
+            drained: false,
             watchdog: Watchdog::new(parts.watchdog),
             parts,
             signals,
@@ -324,7 +331,7 @@ impl Supervisor {
         if self.died_ns.is_some() && self.serving.is_none() {
             wait = wait.min(Duration::from_nanos(self.not_before_ns.saturating_sub(now_ns)));
         }
-        if self.standby.is_none() && self.is_settled() {
+        if self.standby.is_none() && self.parts.abort.is_none() && self.is_settled() {
             wait = wait.min(Duration::from_nanos(self.standby_at_ns.saturating_sub(now_ns)));
         }
         // Until someone serves there is nothing to be kept ready.
@@ -341,6 +348,11 @@ impl Supervisor {
             match packet.kind() {
                 Some(Kind::Serving) => self.now_serving(),
                 Some(Kind::Ended) => self.end = Some(End::Unmounted),
+                Some(Kind::Drained) => {
+                    self.drained = true;
+                    self.kill_drained();
+                }
+                Some(Kind::NotDrained) => self.upgrade_not_drained(packet.payload()),
                 Some(Kind::Failed) => {
                     self.failure.set(packet.payload());
                     if self.has_served {
@@ -354,6 +366,7 @@ impl Supervisor {
 
     fn now_serving(&mut self) {
         self.has_served = true;
+        self.drained = false;
         self.failure.len = 0;
         let Some(worker) = &mut self.serving else { return };
         if let Some(signal) = self.pending_signal.take() {
@@ -412,7 +425,9 @@ impl Supervisor {
 
     /// Someone has to wait, as soon as someone serves.
     fn keep_standby(&mut self) {
-        if !self.is_settled()
+        // Where nobody can take over, nobody needs to wait.
+        if self.parts.abort.is_some()
+            || !self.is_settled()
             || self.standby.is_some()
             || spawn::boot_time_ns() < self.standby_at_ns
         {
@@ -452,6 +467,18 @@ impl Supervisor {
             if !self.connection_lives() {
                 info!("worker {pid} {ended}, and the volume is not mounted any more");
                 self.end = Some(if self.failure.len > 0 { End::Failed } else { End::Unmounted });
+                return;
+            }
+            if !self.drained
+                && let Some(abort) = &self.parts.abort
+            {
+                error!(
+                    "worker {pid} {ended}: with transport=uring its requests die with it, and what \
+                     was swapped out is lost: the connection is ended"
+                );
+                abort.abort();
+                self.failure.set(b"the worker died, and transport=uring does not survive that");
+                self.end = Some(End::Failed);
                 return;
             }
             let life = if was_up { life } else { Duration::ZERO };

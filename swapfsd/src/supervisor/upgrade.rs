@@ -87,6 +87,8 @@ pub(super) struct Candidate {
     client: OwnedFd,
     /// The old worker was killed for it.
     switching: bool,
+    /// The old worker was asked to hold its requests.
+    draining: bool,
     deadline: Duration,
 }
 
@@ -152,8 +154,15 @@ impl Supervisor {
                 info!("upgrade: worker {pid} of the new program is started");
                 let deadline = super::now() + PATIENCE;
                 let worker = Some(worker);
-                self.candidate =
-                    Some(Candidate { worker, pid, command, client, switching: false, deadline });
+                self.candidate = Some(Candidate {
+                    worker,
+                    pid,
+                    command,
+                    client,
+                    switching: false,
+                    draining: false,
+                    deadline,
+                });
             }
             Err(error) => say(&client, format_args!("failed: the program can't be run: {error}")),
         }
@@ -170,6 +179,8 @@ impl Supervisor {
             }
             return;
         };
+        // One that waits until requests are held is as late as the old worker, which says so.
+        let late = late && !candidate.draining;
         let mut why: Option<&str> = late.then_some("it was not ready in time");
         let mut words = [0; 256];
         let mut words_len = 0;
@@ -207,11 +218,42 @@ impl Supervisor {
             && !candidate.switching
             && let Some(serving) = serves
         {
-            say(&candidate.client, "progress: it is ready, and takes over");
+            candidate.deadline = super::now() + PATIENCE;
+            if self.parts.abort.is_none() {
+                say(&candidate.client, "progress: it is ready, and takes over");
+                candidate.switching = true;
+                // As by a crash: what it has not answered comes again.
+                serving.process.kill();
+            } else if !candidate.draining {
+                say(&candidate.client, "progress: it is ready; requests are held for it");
+                candidate.draining = true;
+                if let Err(error) = serving.link.say(Kind::Drain, &[]) {
+                    error!("upgrade: the worker can't be asked to hold requests: {error}");
+                }
+            }
+        }
+    }
+
+    /// All requests are held: the old worker has nothing left to do.
+    pub(super) fn kill_drained(&mut self) {
+        let Some(serving) = &self.serving else { return };
+        if let Some(candidate) = &mut self.candidate {
+            say(&candidate.client, "progress: it takes over");
             candidate.switching = true;
             candidate.deadline = super::now() + PATIENCE;
-            // As by a crash: what it has not answered comes again.
-            serving.process.kill();
+        }
+        // Should there be no new program any more, another process of the old one goes on.
+        serving.process.kill();
+    }
+
+    /// The old worker could not hold all requests, and serves on.
+    pub(super) fn upgrade_not_drained(&mut self, why: &[u8]) {
+        let Some(candidate) = self.candidate.take() else { return };
+        let why = std::str::from_utf8(why).unwrap_or("(not text)");
+        warn!("upgrade refused: {why}");
+        say(&candidate.client, format_args!("failed: the old program serves on: {why}"));
+        if let Some(worker) = candidate.into_worker() {
+            worker.process.kill();
         }
     }
 

@@ -131,3 +131,13 @@ pub fn available_bytes(path: &Path) -> io::Result<u64> {
     let statistics = unsafe { statistics.assume_init() };
     Ok(statistics.f_bfree * statistics.f_frsize)
 }
+/// Asks the file system at `path` about itself, and waits for its answer.
+///
+/// # Errors
+/// What statfs(2) answers.
+pub fn ask_file_system(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut statistics = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path ends in a zero byte; the call fills the structure given.
+    super::check(unsafe { libc::statfs(path.as_ptr(), statistics.as_mut_ptr()) }).map(drop)
+}

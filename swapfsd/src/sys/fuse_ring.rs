@@ -43,11 +43,10 @@ impl FuseRing {
     /// connection, and nobody touches that memory while the kernel has the place.
     pub unsafe fn register(&mut self, queue: u16, place: &Place, token: u64) {
         let mut entry = self.command(REGISTER, 0, queue, Some(place.as_ptr() as u64));
-        // SAFETY: a submission entry is 128 plain bytes, and this is a number in it for which the
-        // crate has no setter.
-        unsafe {
-            (&raw mut entry).cast::<u8>().add(LEN_OFFSET).cast::<u32>().write(PARTS as u32);
-        }
+        // SAFETY: inside the submission entry, which is 128 plain bytes.
+        let len = unsafe { (&raw mut entry).cast::<u8>().add(LEN_OFFSET) };
+        // SAFETY: an aligned number in it, for which the crate has no setter.
+        unsafe { len.cast::<u32>().write(PARTS as u32) };
         self.push(&entry.user_data(token));
     }
 

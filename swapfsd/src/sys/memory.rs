@@ -73,6 +73,26 @@ impl Mapping {
         Ok(Mapping { start, len, shared: Some(file) })
     }
 
+    /// As [`Mapping::shared`], at an address where nothing else is mapped.
+    ///
+    /// # Errors
+    /// `EEXIST` if something is; what ftruncate(2) and mmap(2) answer.
+    pub fn shared_at(file: File, len: usize, address: usize) -> io::Result<Mapping> {
+        if file.metadata()?.len() < len as u64 {
+            file.set_len(len as u64)?;
+        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        let wanted = std::ptr::with_exposed_provenance_mut(address);
+        // SAFETY: a new mapping, which replaces none.
+        let start = unsafe { libc::mmap(wanted, len, protection, flags, file.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { start, len, shared: Some(file) })
+    }
+
     /// Has the kernel use small pages only. Where huge pages are the rule, populating a part
     /// would populate all of a huge page, and released parts would be filled in again.
     ///

@@ -50,6 +50,26 @@ pub fn unmount(mountpoint: &Path) -> io::Result<()> {
     check(unsafe { libc::umount2(mountpoint.as_ptr(), libc::UMOUNT_NOFOLLOW) }).map(drop)
 }
 
+/// Ends the connection of a mount, whoever holds it open: what waits for an answer gets an error.
+#[derive(Debug)]
+pub struct Abort(CString);
+
+impl Abort {
+    /// Prepared, so that nothing is allocated when it is needed.
+    ///
+    /// # Errors
+    /// `EINVAL` for a path with a zero byte.
+    pub fn new(mountpoint: &Path) -> io::Result<Abort> {
+        c_string(mountpoint.as_os_str().as_bytes()).map(Abort)
+    }
+
+    /// Ends it now. The mount itself stays as long as a file in it is open.
+    pub fn abort(&self) {
+        // SAFETY: the pointer is to a string that ends in a zero byte.
+        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_FORCE | libc::UMOUNT_NOFOLLOW) };
+    }
+}
+
 fn c_string(bytes: &[u8]) -> io::Result<CString> {
     CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }

@@ -155,6 +155,23 @@ pub fn die_quickly() {
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
 }
 
+/// The CPUs that are on.
+#[must_use]
+pub fn online_cpus() -> Vec<u32> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    cpu_list(&text)
+}
+
+/// CPU numbers as the kernel lists them, such as `0-3,8`.
+#[must_use]
+pub fn cpu_list(text: &str) -> Vec<u32> {
+    let ranges = text.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?)
+    });
+    ranges.flatten().collect()
+}
+
 /// The calling thread runs on this CPU only.
 ///
 /// # Errors

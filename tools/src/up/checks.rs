@@ -6,6 +6,7 @@ use crate::sys::process;
 use crate::volumes::Volume;
 use std::io;
 use std::path::{Path, PathBuf};
+use swapfsd::fuse::uring;
 
 /// The device that FUSE daemons open.
 const FUSE_DEVICE: &str = "/dev/fuse";
@@ -98,6 +99,28 @@ pub fn mount_point(directory: &Path) -> Result<PathBuf, Failure> {
         ));
     }
     Ok(absolute)
+}
+
+/// Switches FUSE over io_uring on for all file systems that are mounted from now on, and says so.
+///
+/// # Errors
+/// If this kernel has no such switch, or it can't be set.
+pub fn enable_uring() -> Result<(), Failure> {
+    match uring::is_enabled() {
+        Some(true) => Ok(()),
+        Some(false) => {
+            std::fs::write(uring::SWITCH, "Y").map_err(|error| {
+                Failure::os(uring::SWITCH, "switch FUSE over io_uring on", &error)
+            })?;
+            eprintln!("swapfs: FUSE over io_uring is on now ({} was N)", uring::SWITCH);
+            Ok(())
+        }
+        None => Err(Failure::new(
+            "--enable-uring",
+            "this kernel's FUSE has no io_uring (it takes Linux 6.14, built with \
+             CONFIG_FUSE_IO_URING): is the module loaded? try: modprobe fuse",
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -152,7 +152,12 @@ impl<'a> RingThread<'a> {
             .build(RING_ENTRIES)
             // Kernels before 6.1 have neither.
             .or_else(|_| IoUring::new(RING_ENTRIES))?;
-        let memory: Vec<libc::iovec> = shared.device.buffers.memory().into_iter().flatten()
+        let memory: Vec<libc::iovec> = shared
+            .device
+            .buffers
+            .memory()
+            .into_iter()
+            .flatten()
             .map(|(start, len)| libc::iovec { iov_base: start.cast(), iov_len: len })
             .collect();
         // SAFETY: the pool's memory stays mapped as long as the device, which outlives the ring.

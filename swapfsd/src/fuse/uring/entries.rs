@@ -6,16 +6,23 @@
 //! payloads    1 MiB each, page-aligned: data of writes comes here, data of reads goes back
 //! ```
 //!
+//! With a supervisor the memory is a file of its ([`Holdings`](crate::supervisor::link::Holdings)),
+//! and every worker maps it at the address of the first one: the kernel knows a place by its
+//! address. So a new program can commit the answer to a request that the old one was given.
+//!
 //! Back ends read and write the payloads directly: they are part of the
 //! [`BufferPool`], so that O_DIRECT and io_uring's fixed buffers work on them.
 
-use super::wire::{HEADER_BYTES, OutHeader, RequestHeader};
+use super::wire::{OutHeader, RequestHeader};
 use crate::buffer::{BufferPool, LARGE_BYTES, PageBuffer, Payloads};
 use crate::sys::fuse_ring::Place;
 use crate::sys::memory::Mapping;
 use crate::sys::pin::Pin;
-use std::fs;
+use crate::sys::process;
+use std::fs::{self, File};
 use std::io;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use zerocopy::IntoBytes;
 
 const PAGE: usize = 4096;
@@ -70,14 +77,75 @@ impl Layout {
 /// CPUs that there could ever be, of which the kernel has a queue each.
 fn possible_cpus() -> u32 {
     let text = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    let count = text.trim().split(',').map(|range| match range.split_once('-') {
-        Some((first, last)) => {
-            let number = |text: &str| text.parse::<u32>().unwrap_or(0);
-            number(last).saturating_sub(number(first)) + 1
+    (process::cpu_list(&text).len() as u32).max(1)
+}
+
+/// What one process says to the next, in page 0.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct Shared {
+    layout: [AtomicU32; 3],
+    /// One of [`State`].
+    pub(super) state: AtomicU32,
+    /// Where the memory is mapped.
+    address: AtomicU64,
+}
+
+/// Whose the places are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum State {
+    /// The kernel has seen none yet.
+    New = 0,
+    /// A process serves.
+    Live = 1,
+    /// The process that served has held all requests: another one may go on.
+    Drained = 2,
+}
+
+/// Where the request of a place is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Whereabouts {
+    /// The kernel does not know the place, or waits for a request to put there.
+    Empty = 0,
+    /// It has come, and has no answer yet.
+    Here = 1,
+    /// Its answer is there, and not committed.
+    Answered = 2,
+}
+
+/// Memory of the supervisor's. `adopted`: another process has served with it.
+///
+/// # Errors
+/// If another layout is kept there, or something else is where the memory was; what mmap(2) and
+/// madvise(2) answer.
+pub fn held_memory(layout: Layout, file: File, adopted: bool) -> io::Result<Payloads> {
+    let numbers = [layout.queues, layout.threads_per_queue, layout.depth];
+    let mapping = if adopted {
+        let front = Mapping::shared(file.try_clone()?, PAGE)?;
+        let shared = shared_of(&front);
+        if shared.layout.each_ref().map(|number| number.load(Relaxed)) != numbers {
+            return Err(io::Error::other("requests are kept in another layout"));
         }
-        None => u32::from(!range.is_empty()),
-    });
-    count.sum::<u32>().max(1)
+        Mapping::shared_at(file, layout.bytes(), shared.address.load(Relaxed) as usize)?
+    } else {
+        Mapping::shared(file, layout.bytes())?
+    };
+    mapping.populate_range(0, layout.bytes())?;
+    if !adopted {
+        let shared = shared_of(&mapping);
+        for (place, number) in shared.layout.iter().zip(numbers) {
+            place.store(number, Relaxed);
+        }
+        shared.address.store(mapping.as_ptr() as u64, Relaxed);
+    }
+    payloads(layout, mapping)
+}
+
+fn shared_of(mapping: &Mapping) -> &Shared {
+    // SAFETY: the first page is there, zeros at first, and only accessed as atomics.
+    unsafe { &*mapping.as_ptr().cast::<Shared>() }
 }
 
 /// Memory for a layout, of this process alone, all of it present and kept where it is.
@@ -117,6 +185,33 @@ impl Entries {
         unsafe { payloads.mapping.as_ptr().add(PAGE + index as usize * HEAD_BYTES).cast() }
     }
 
+    /// What one process says to the next.
+    pub(super) fn shared(&self) -> &Shared {
+        let payloads = self.pool.payloads();
+        shared_of(&payloads.unwrap_or_else(|| unreachable!("`new` has looked")).mapping)
+    }
+
+    fn whereabouts(&self, index: u32) -> &AtomicU32 {
+        // SAFETY: behind the headers, in the 512 bytes of this place.
+        let place = unsafe { self.head(index).cast::<u8>().add(size_of::<RequestHeader>()) };
+        // SAFETY: aligned, and only accessed as an atomic.
+        unsafe { &*place.cast::<AtomicU32>() }
+    }
+
+    /// Notes where the request of a place is.
+    pub(super) fn note(&self, index: u32, is: Whereabouts) {
+        self.whereabouts(index).store(is as u32, Release);
+    }
+
+    /// Where the request of a place is.
+    pub(super) fn noted(&self, index: u32) -> Whereabouts {
+        match self.whereabouts(index).load(Acquire) {
+            1 => Whereabouts::Here,
+            2 => Whereabouts::Answered,
+            _ => Whereabouts::Empty,
+        }
+    }
+
     /// For the kernel: where it is.
     pub(super) fn place(&self, index: u32) -> Place {
         let mut payload = self.payload(index, LARGE_BYTES);
@@ -136,15 +231,12 @@ impl Entries {
 
     /// Puts an answer there; it is to be committed then.
     pub(super) fn set_answer(&self, index: u32, header: OutHeader, payload_bytes: usize) {
-        let head = self.head(index);
-        let mut in_out = [0; HEADER_BYTES];
-        in_out[..size_of::<OutHeader>()].copy_from_slice(header.as_bytes());
+        let mut request = self.request(index);
+        request.in_out[..size_of::<OutHeader>()].copy_from_slice(header.as_bytes());
+        request.entry.payload_bytes = payload_bytes as u32;
         // SAFETY: as in `request`; the thread that deals with the request is the only one that
         // writes there.
-        unsafe {
-            (&raw mut (*head).in_out).write(in_out);
-            (&raw mut (*head).entry.payload_bytes).write(payload_bytes as u32);
-        }
+        unsafe { self.head(index).write(request) };
     }
 
     /// Its payload as a buffer of `len` bytes; one at a time.

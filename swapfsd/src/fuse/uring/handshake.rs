@@ -1,9 +1,7 @@
 //! What stays on /dev/fuse: the handshake, and requests that get no answer.
 
 use super::super::MAX_BACKGROUND;
-use super::wire::{
-    InHeader, InitIn, InitOut, MAJOR, MINOR, OutHeader, front, init, operation,
-};
+use super::wire::{InHeader, InitIn, InitOut, MAJOR, MINOR, OutHeader, front, init, operation};
 use crate::sys::alloc::MAX_REQUEST_BYTES;
 use log::warn;
 use std::fs::File;
@@ -72,8 +70,8 @@ pub(super) fn shake_hands(device: &OwnedFd) -> io::Result<()> {
 ///
 /// # Errors
 /// What reading answers, other than the end of the mount.
-pub(super) fn read_the_rest(device: OwnedFd) -> io::Result<()> {
-    let mut device = File::from(device);
+pub(super) fn read_the_rest(device: &OwnedFd) -> io::Result<()> {
+    let mut device = File::from(device.try_clone()?);
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let len = match device.read(&mut buffer) {

@@ -9,26 +9,31 @@
 //! What does not survive: a request that the kernel has given to a task which then dies is never
 //! given to anybody else (linux/fs/fuse/dev_uring.c: an entry whose task is dead keeps it until
 //! the connection ends). So a killed worker loses the volume; the supervisor ends the connection
-//! then, lest swap-ins wait for ever.
+//! then, lest swap-ins wait for ever. A planned change of the process loses nothing: [`queue`]
+//! says how the places are drained.
 
 mod entries;
 mod handshake;
+mod progress;
 mod queue;
 mod requests;
 mod wire;
 
-pub use entries::{Layout, private_memory};
+pub use entries::{Layout, held_memory, private_memory};
 
 use super::Service;
 use crate::buffer::BufferPool;
-use entries::Entries;
+use entries::{Entries, State};
+use progress::Progress;
 use queue::{Finished, Server, Shared};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// Where the kernel says whether its FUSE may use io_uring.
 pub const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
@@ -40,60 +45,62 @@ pub fn is_enabled() -> Option<bool> {
     Some(matches!(text.trim(), "Y" | "1"))
 }
 
+/// Steps of a session's threads: their rings are made; they have given the kernel their places.
+const SERVE: u32 = 2;
+/// How long the kernel may take to take all places.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A connection that is served by rings.
 pub struct Session {
-    servers: Vec<JoinHandle<io::Result<()>>>,
-    rest: JoinHandle<io::Result<()>>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    shared: Arc<Shared>,
 }
 
+/// What can be done to a session while it is served.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
 impl Session {
-    /// Answers the kernel's INIT on `device`, starts all threads, and gives the kernel their
-    /// entries, which lie in the payloads of `buffers`.
+    /// Starts the threads, with a ring each; they wait for [`Handle::serve`]. The places are the
+    /// payloads of `buffers`.
     ///
     /// # Errors
-    /// If the kernel's FUSE does not offer io_uring, or does not take the entries.
-    pub fn start(
+    /// If there can be no rings.
+    pub fn new(
         service: Arc<Service>,
         device: OwnedFd,
         buffers: BufferPool,
         layout: Layout,
     ) -> io::Result<Session> {
-        handshake::shake_hands(&device)?;
         let entries = Entries::new(buffers)
-            .ok_or_else(|| io::Error::other("the buffers have no room for entries"))?;
+            .ok_or_else(|| io::Error::other("the buffers have no room for requests"))?;
         let finished = (0..layout.threads()).map(|_| Finished::new(layout.depth));
         let finished = finished.collect::<io::Result<_>>()?;
-        let rest_device = device.try_clone()?;
-        let shared = Arc::new(Shared { service, entries, layout, device, finished });
-        let (told, ready) = mpsc::sync_channel(layout.threads() as usize);
-        let mut servers = Vec::new();
+        let (draining, progress) = (AtomicBool::new(false), Progress::new(layout.threads()));
+        let shared =
+            Arc::new(Shared { service, entries, layout, device, finished, draining, progress });
+        let mut threads = Vec::new();
         for number in 0..layout.threads() {
-            let (shared, told) = (Arc::clone(&shared), told.clone());
             let name = format!("queue{}.{number}", number / layout.threads_per_queue);
-            servers.push(thread::Builder::new().name(name).spawn(move || {
-                let mut server = match Server::new(shared, number) {
-                    Ok(server) => server,
-                    Err(error) => {
-                        drop(told.send(Err(io::Error::other(error.to_string()))));
-                        return Err(error);
-                    }
-                };
-                // A CPU that is not there now has a queue too; who serves it runs anywhere.
-                let _ = server.stay_on_cpu();
-                let registered = server.register();
-                drop(told.send(registered));
-                drop(told);
-                server.run()
-            })?);
+            let shared = Arc::clone(&shared);
+            threads.push(
+                thread::Builder::new().name(name).spawn(move || serve_queue(shared, number))?,
+            );
         }
-        drop(told);
-        let rest = thread::Builder::new()
-            .name("dev-fuse".to_owned())
-            .spawn(move || handshake::read_the_rest(rest_device))?;
-        for outcome in ready {
-            outcome?;
-        }
-        Ok(Session { servers, rest })
+        shared.progress.wait_for_all(REGISTER_PATIENCE)?;
+        shared.progress.begin();
+        let rest = Arc::clone(&shared);
+        threads.push(thread::Builder::new().name("dev-fuse".to_owned()).spawn(move || {
+            rest.progress.wait_for_step(SERVE);
+            handshake::read_the_rest(&rest.device)
+        })?);
+        Ok(Session { threads, shared })
+    }
+
+    /// What can be done to it meanwhile.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.shared))
     }
 
     /// Waits until the file system is unmounted.
@@ -104,9 +111,87 @@ impl Session {
         let ended = |thread: JoinHandle<io::Result<()>>| {
             thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
         };
-        let outcomes: Vec<io::Result<()>> =
-            self.servers.into_iter().chain([self.rest]).map(ended).collect();
+        let outcomes: Vec<io::Result<()>> = self.threads.into_iter().map(ended).collect();
         log::info!("unmounted");
         outcomes.into_iter().collect()
+    }
+}
+
+/// The life of a thread.
+fn serve_queue(shared: Arc<Shared>, number: u32) -> io::Result<()> {
+    let mut server = Server::new(Arc::clone(&shared), number)
+        .inspect_err(|error| shared.progress.failed(error))?;
+    // A CPU that is off has a queue too; who serves it runs anywhere.
+    let _ = server.stay_on_cpu();
+    shared.progress.one_more();
+    shared.progress.wait_for_step(SERVE);
+    server.begin().inspect_err(|error| shared.progress.failed(error))?;
+    shared.progress.one_more();
+    server.run()
+}
+
+impl Handle {
+    /// For a connection that nobody has served yet: answers the kernel's INIT, and serves.
+    ///
+    /// # Errors
+    /// `Unsupported` if the kernel's FUSE does not offer io_uring; if it does not take the places.
+    pub fn serve_first(&self) -> io::Result<()> {
+        handshake::shake_hands(&self.0.device)?;
+        self.serve(State::New)
+    }
+
+    /// Serves a connection whose requests another process has held.
+    ///
+    /// # Errors
+    /// If that process has not held them; if the kernel does not take the places.
+    pub fn serve_drained(&self) -> io::Result<()> {
+        self.serve(State::Drained)
+    }
+
+    fn serve(&self, expected: State) -> io::Result<()> {
+        let state = &self.0.entries.shared().state;
+        let (before, live) = (expected as u32, State::Live as u32);
+        if state.compare_exchange(before, live, SeqCst, SeqCst).is_err() {
+            return Err(io::Error::other("its requests were with a process that has died"));
+        }
+        self.0.progress.begin();
+        match self.0.progress.wait_for_all(REGISTER_PATIENCE)? {
+            true => Ok(()),
+            false => Err(io::Error::other("the kernel does not take the places for requests")),
+        }
+    }
+
+    /// Holds all requests from now on, so that another process can go on with them. `fill` has
+    /// to see to it that requests come to all places that are still empty.
+    ///
+    /// # Errors
+    /// If that takes longer than `at_most`; then this process serves on.
+    pub fn drain(
+        &self,
+        at_most: Duration,
+        fill: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.0.progress.begin();
+        self.0.draining.store(true, SeqCst);
+        self.wake_all();
+        let outcome = fill().and_then(|()| self.0.progress.wait_for_all(at_most));
+        match outcome {
+            Ok(true) => {
+                self.0.entries.shared().state.store(State::Drained as u32, SeqCst);
+                Ok(())
+            }
+            other => {
+                self.0.draining.store(false, SeqCst);
+                self.wake_all();
+                other?;
+                Err(io::Error::other("not all requests could be held in time"))
+            }
+        }
+    }
+
+    fn wake_all(&self) {
+        for finished in &self.0.finished {
+            finished.wake();
+        }
     }
 }

@@ -2,9 +2,15 @@
 //!
 //! The kernel gives a request to the place that became free last, so a thread that is busy has
 //! its other places filled only when all threads of the queue are.
+//!
+//! **Draining** (for an upgrade): the threads answer nothing any more, and keep what comes, until
+//! a request lies in every place. Then the kernel has nothing that it could give to this process,
+//! which may be killed: what comes now waits in the kernel. The next process finds the requests
+//! in the places and commits their answers itself.
 
 use super::super::service::{Service, refuse};
-use super::entries::{Entries, Layout};
+use super::entries::{Entries, Layout, Whereabouts};
+use super::progress::Progress;
 use super::requests::{Answer, answer, transfer_now, written};
 use super::wire::{InHeader, OutHeader, front, operation};
 use crate::backend::CompletionSink;
@@ -35,6 +41,9 @@ pub(super) struct Shared {
     pub(super) device: OwnedFd,
     /// By thread.
     pub(super) finished: Vec<Finished>,
+    /// Requests are kept, and not answered.
+    pub(super) draining: AtomicBool,
+    pub(super) progress: Progress,
 }
 
 /// Entries whose answer another thread has made, for the thread that commits it.
@@ -52,6 +61,11 @@ impl Finished {
             asleep: AtomicBool::new(false),
             wake: EventFd::new()?,
         })
+    }
+
+    /// Has the thread look around.
+    pub(super) fn wake(&self) {
+        self.wake.signal();
     }
 
     fn add(&self, index: u32) {
@@ -72,6 +86,7 @@ impl Shared {
         };
         let len = (size_of::<OutHeader>() + bytes) as u32;
         self.entries.set_answer(index, OutHeader { len, error, unique }, bytes);
+        self.entries.note(index, Whereabouts::Answered);
     }
 }
 
@@ -108,6 +123,9 @@ pub(super) struct Server {
     alive: u32,
     /// Answers that are not handed over yet.
     pushed: u32,
+    /// While draining: places with a request that nobody works on.
+    kept: u32,
+    drained: bool,
     taken: Vec<u32>,
 }
 
@@ -120,7 +138,18 @@ impl Server {
         let places = (first..first + depth).map(|index| shared.entries.place(index)).collect();
         let sink = Arc::new(Sink(Arc::clone(&shared)));
         let taken = Vec::with_capacity(depth as usize);
-        Ok(Server { shared, sink, number, ring, places, alive: 0, pushed: 0, taken })
+        Ok(Server {
+            shared,
+            sink,
+            number,
+            ring,
+            places,
+            alive: 0,
+            pushed: 0,
+            kept: 0,
+            drained: false,
+            taken,
+        })
     }
 
     fn queue(&self) -> u16 {
@@ -133,18 +162,38 @@ impl Server {
         process::stay_on_cpu(u32::from(self.queue()))
     }
 
-    /// Gives the kernel all entries.
-    pub(super) fn register(&mut self) -> io::Result<()> {
-        let (first, queue) = (self.number * self.shared.layout.depth, self.queue());
-        for (index, place) in (first..).zip(&self.places) {
-            // SAFETY: places and their memory live as long as the session, which ends when the
-            // kernel has given all entries back; what is in them is only touched between a
-            // request's completion and its commit.
-            unsafe { self.ring.register(queue, place, u64::from(index)) };
+    fn own_entries(&self) -> std::ops::Range<u32> {
+        let first = self.number * self.shared.layout.depth;
+        first..first + self.shared.layout.depth
+    }
+
+    /// Gives the kernel all places, and goes on with requests that another process has left in
+    /// them.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
+        self.ring.arm_wake(self.shared.finished[self.number as usize].wake.as_raw_fd(), WAKE);
+        let queue = self.queue();
+        for (index, place) in self.own_entries().zip(&self.places) {
+            if self.shared.entries.noted(index) == Whereabouts::Empty {
+                // SAFETY: places and their memory live as long as the process; what is in them is
+                // only touched between a request's completion and its commit.
+                unsafe { self.ring.register(queue, place, u64::from(index)) };
+            }
             self.alive += 1;
         }
-        self.ring.arm_wake(self.shared.finished[self.number as usize].wake.as_raw_fd(), WAKE);
-        self.ring.submit()
+        self.ring.submit()?;
+        self.go_on();
+        Ok(())
+    }
+
+    /// Deals with what was kept.
+    fn go_on(&mut self) {
+        for index in self.own_entries() {
+            match self.shared.entries.noted(index) {
+                Whereabouts::Here => self.serve(index),
+                Whereabouts::Answered => self.commit_answer(index),
+                Whereabouts::Empty => {}
+            }
+        }
     }
 
     /// Serves until the connection has ended.
@@ -161,7 +210,13 @@ impl Server {
                     let wake = self.shared.finished[self.number as usize].wake.as_raw_fd();
                     self.ring.arm_wake(wake, WAKE);
                 } else if result >= 0 {
-                    self.serve(token as u32);
+                    let index = token as u32;
+                    self.shared.entries.note(index, Whereabouts::Here);
+                    if self.shared.draining.load(Ordering::Acquire) {
+                        self.kept += 1;
+                    } else {
+                        self.serve(index);
+                    }
                 } else {
                     self.alive -= 1;
                     if !matches!(-result, libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV) {
@@ -169,7 +224,11 @@ impl Server {
                     }
                 }
             }
-            self.commit_finished();
+            self.take_finished();
+            self.see_to_draining();
+        }
+        if !self.drained {
+            self.shared.progress.one_more();
         }
         outcome
     }
@@ -233,15 +292,42 @@ impl Server {
         }
     }
 
-    fn commit_finished(&mut self) {
+    fn take_finished(&mut self) {
         let finished = &self.shared.finished[self.number as usize];
         std::mem::swap(&mut *finished.list.lock(), &mut self.taken);
         while let Some(index) = self.taken.pop() {
-            self.commit(index, self.shared.entries.request(index).entry.commit_id);
+            if self.shared.draining.load(Ordering::Acquire) {
+                self.kept += 1;
+            } else {
+                self.commit_answer(index);
+            }
         }
     }
 
+    fn see_to_draining(&mut self) {
+        let draining = self.shared.draining.load(Ordering::Acquire);
+        if draining && !self.drained && (self.kept == self.alive || !self.is_reached()) {
+            self.drained = true;
+            self.shared.progress.one_more();
+        } else if !draining && (self.drained || self.kept > 0) {
+            // Called off.
+            self.drained = false;
+            self.kept = 0;
+            self.go_on();
+        }
+    }
+
+    /// No request comes to the queue of a CPU that is off.
+    fn is_reached(&self) -> bool {
+        process::online_cpus().contains(&u32::from(self.queue()))
+    }
+
+    fn commit_answer(&mut self, index: u32) {
+        self.commit(index, self.shared.entries.request(index).entry.commit_id);
+    }
+
     fn commit(&mut self, index: u32, commit_id: u64) {
+        self.shared.entries.note(index, Whereabouts::Empty);
         self.ring.commit(self.queue(), commit_id, u64::from(index));
         self.pushed += 1;
         if self.pushed >= BATCH {

@@ -152,8 +152,7 @@ pub(super) fn written(payload: &mut [u8], len: usize) -> Answer {
 
 fn attr(service: &Service, of: &Attributes) -> Attr {
     let made = service.made().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (kind, links) =
-        if of.is_directory { (libc::S_IFDIR, 2) } else { (libc::S_IFREG, 1) };
+    let (kind, links) = if of.is_directory { (libc::S_IFDIR, 2) } else { (libc::S_IFREG, 1) };
     Attr {
         inode: of.inode,
         size: of.size,
@@ -177,11 +176,7 @@ fn entry_out(service: &Service, found: &Attributes) -> EntryOut {
     }
 }
 
-fn attributes(
-    service: &Service,
-    found: Result<Attributes, i32>,
-    payload: &mut [u8],
-) -> Answer {
+fn attributes(service: &Service, found: Result<Attributes, i32>, payload: &mut [u8]) -> Answer {
     let out = |found: Attributes| AttrOut {
         valid_s: TTL.as_secs(),
         attr: attr(service, &found),
