@@ -10,7 +10,8 @@ use swapfs_format::swap_header::SwapHeader;
 use swapfs_tests::conformance::targets::OpenFile;
 use swapfs_tests::conformance::{self};
 use swapfs_tests::mounted::{
-    LoopDevice, Mounted, Programs, cannot_attach, cannot_mount, folder, wait_until_gone,
+    LoopDevice, Mounted, Programs, cannot_attach, cannot_mount, cannot_use_rings, folder,
+    wait_until_gone,
 };
 use swapfs_tests::{rng, skip_if};
 
@@ -49,6 +50,41 @@ fn linear_sync_through_fuse() {
 fn ram_through_fuse() {
     skip_if!(cannot_mount());
     conformance_of_mount("FUSE, ram", &["-t", "ram", "-s", "3M"], "threads=3");
+}
+
+#[test]
+fn all_types_by_rings() {
+    skip_if!(cannot_use_rings());
+    let linear = |options| conformance_of_mount("rings, linear", &["-s", "3M"], options);
+    linear("transport=uring,engine=uring");
+    linear("transport=uring,engine=sync");
+    linear("transport=uring,engine=uring,supervisor=off");
+    linear("transport=uring,fault=all:EIO:1/200+write:ENOSPC:1/200");
+    conformance_of_mount("rings, ram", &["-t", "ram", "-s", "3M"], "transport=uring");
+    conformance_of_mount("rings, zmem", &["-t", "zmem", "-s", "3M"], "transport=uring");
+}
+
+#[test]
+fn fio_verifies_all_types_by_rings() {
+    skip_if!(cannot_use_rings());
+    fio_verify("linear", "transport=uring,engine=uring");
+    fio_verify("linear", "transport=uring,engine=sync");
+    fio_verify("zmem", "transport=uring,limit=256M");
+    fio_verify("ram", "transport=uring");
+}
+
+#[test]
+fn without_a_supervisor_rings_are_used_by_themselves_where_they_are_on() {
+    skip_if!(cannot_use_rings());
+    let folder = folder();
+    let format = ["-t", "ram", "-s", "1M"];
+    for (options, transport) in [("", "fuse"), ("supervisor=off", "uring")] {
+        let mounted = Mounted::new(&programs(), folder.path(), &format, options);
+        assert_eq!(mounted.stats()["transport"], transport);
+        mounted.unmount();
+        fs::remove_file(folder.path().join("image")).unwrap();
+        drop(fs::remove_dir(folder.path().join("image.mnt")));
+    }
 }
 
 #[test]

@@ -9,11 +9,14 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use swapfs_tests::conformance;
 use swapfs_tests::conformance::targets::OpenFile;
-use swapfs_tests::mounted::{Mounted, Programs, cannot_mount, folder, wait_until_gone};
+use swapfs_tests::mounted::{
+    Mounted, Programs, cannot_mount, cannot_use_rings, folder, wait_until_gone,
+};
 use swapfs_tests::{rng, skip_if};
 use swapfsd::sys::passing;
 
@@ -342,6 +345,82 @@ fn an_upgrade_replaces_worker_and_supervisor() {
     }
     let stats = mounted.stats();
     assert_eq!((stats["takeovers"].as_u64(), stats["guarded"].as_bool()), (Some(3), Some(true)));
+    mounted.unmount();
+}
+
+/// The conformance suite, while one upgrade follows the other.
+fn conformance_under_upgrades(format: &[&str], options: &str) {
+    let folder = folder();
+    let mounted = Mounted::new(&programs(), folder.path(), format, options);
+    let seed = rng::seed(options);
+    let target = swap_file(&mounted);
+    let new = Path::new(env!("CARGO_BIN_EXE_programs"));
+    let done = AtomicBool::new(false);
+    let upgrades = std::thread::scope(|scope| {
+        let upgrader = scope.spawn(|| {
+            let mut upgrades = 0;
+            while !done.load(Ordering::Relaxed) || upgrades < 5 {
+                let outcome = upgrade(&mounted, new);
+                assert!(outcome.starts_with("done: worker and supervisor"), "{outcome}");
+                upgrades += 1;
+            }
+            upgrades
+        });
+        for round in 0..3 {
+            conformance::run_all(&target, seed + round, 1000);
+        }
+        done.store(true, Ordering::Relaxed);
+        upgrader.join().unwrap()
+    });
+    drop(target);
+    let stats = mounted.stats();
+    println!("{options}: {upgrades} upgrades, longest pause {} ms", stats["longest_pause_ms"]);
+    assert_eq!(stats["upgrades"], upgrades);
+    assert_eq!(stats["takeovers"], 0);
+    assert_eq!(stats["errors"]["checksum"], 0);
+    assert_eq!(stats["heap_allocations_on_io_path"], 0);
+    mounted.unmount();
+}
+
+#[test]
+fn upgrades_by_rings_lose_no_request() {
+    skip_if!(cannot_guard().or_else(cannot_use_rings));
+    conformance_under_upgrades(&["-t", "zmem", "-s", "16M"], "transport=uring");
+    conformance_under_upgrades(&["-s", "16M"], "transport=uring,engine=uring");
+}
+
+/// Nothing may wait for ever for a process that is dead.
+#[test]
+fn by_rings_a_kill_ends_the_volume_with_errors() {
+    skip_if!(cannot_guard().or_else(cannot_use_rings));
+    let folder = folder();
+    let (mounted, bytes) = filled(folder.path(), "transport=uring");
+    check(&mounted, &bytes);
+    let file = File::open(mounted.swap_file()).unwrap();
+    let supervisor = number(&mounted, "supervisor_pid");
+    kill(number(&mounted, "worker_pid"), libc::SIGKILL);
+    wait_until("reads fail", || file.read_exact_at(&mut [0; 4096], 8192).is_err());
+    drop(file);
+    wait_until_dead(supervisor);
+    let _ = Command::new("umount").arg(&mounted.mountpoint).status();
+    std::mem::forget(mounted);
+}
+
+/// A program that fails while it takes over: what was held is not lost.
+#[test]
+fn by_rings_the_old_program_comes_back() {
+    skip_if!(cannot_guard().or_else(cannot_use_rings));
+    let folder = folder();
+    let (mounted, bytes) = filled(folder.path(), "transport=uring");
+    let program = folder.path().join("broken-takeover");
+    fs::copy(env!("CARGO_BIN_EXE_broken"), &program).unwrap();
+    let outcome = upgrade(&mounted, &program);
+    assert!(outcome.contains("the old one serves again"), "{outcome}");
+    check(&mounted, &bytes);
+    let program = env!("CARGO_BIN_EXE_programs");
+    let outcome = upgrade(&mounted, Path::new(program));
+    assert!(outcome.starts_with("done: worker and supervisor"), "{outcome}");
+    check(&mounted, &bytes);
     mounted.unmount();
 }
 

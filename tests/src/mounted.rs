@@ -86,6 +86,16 @@ pub fn cannot_attach() -> Option<&'static str> {
     }
 }
 
+/// Why tests of FUSE over io_uring can't run here, if they can't. `tests/run` switches it on.
+#[must_use]
+pub fn cannot_use_rings() -> Option<&'static str> {
+    cannot_attach().or_else(|| match swapfsd::fuse::uring::is_enabled() {
+        None => Some("the kernel's FUSE has no io_uring"),
+        Some(false) => Some("FUSE over io_uring is off (fuse.enable_uring)"),
+        Some(true) => None,
+    })
+}
+
 /// Says that a test is skipped, in words that `tests/run` counts.
 #[macro_export]
 macro_rules! skip_if {
