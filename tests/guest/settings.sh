@@ -11,6 +11,16 @@ die() {
     exit 1
 }
 
+# Where the kernel and initramfs of a guest are: `default` is Debian's 6.12, `newer` one with FUSE
+# over io_uring (6.14 and later).
+kernel_directory() { # KERNEL
+    case "$1" in
+    default) echo "$guest_cache" ;;
+    newer) echo "$guest_cache/newer" ;;
+    *) die "no kernel $1 (there are: default, newer)" ;;
+    esac
+}
+
 require_real_file_system() { # DIRECTORY
     mkdir -p "$1"
     case "$(stat -f -c %T "$1")" in

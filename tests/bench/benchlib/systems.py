@@ -255,11 +255,34 @@ def supervisor_cost():
     return systems
 
 
+def transports():
+    """The two ways to the daemon, side by side: `--only` names them."""
+    systems = []
+    for transport in ("fuse", "uring"):
+        floor_name = f"floor-{transport}"
+        arguments = ["--rings"] if transport == "uring" else ["--sched=rr:1"]
+        up = functools.partial(floor, name=floor_name, arguments=arguments)
+        text = f"no-op daemon in RAM, transport {transport}"
+        systems.append(System(floor_name, text, up, peer="zram" if transport == "uring" else None))
+        for kind, medium, option in (
+            ("ram", "ghost", []),
+            ("zmem", "ghost", ["limit=4G"]),
+            ("linear", "zram", ["engine=sync"]),
+            ("disk", "disk", ["engine=uring"]),
+        ):
+            name = f"{kind}-{transport}"
+            text = f"swapfsd {kind}, transport={transport}"
+            options = [*option, f"transport={transport}"]
+            type_name = "linear" if kind == "disk" else kind
+            systems.append(swapfs_system(name, text, type_name, options, medium, floor_name))
+    return systems
+
+
 def select(names):
     """The systems of `--only`, in the order given; all of the table without it."""
     if not names:
         return known()
-    systems = {system.name: system for system in known() + supervisor_cost()}
+    systems = {system.name: system for system in known() + supervisor_cost() + transports()}
     chosen = []
     for name in names:
         system = systems.get(name) or floor_system(name)

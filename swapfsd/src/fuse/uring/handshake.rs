@@ -1,11 +1,14 @@
 //! What stays on /dev/fuse: the handshake, and requests that get no answer.
 
 use super::super::MAX_BACKGROUND;
-use super::wire::{InHeader, InitIn, InitOut, MAJOR, MINOR, OutHeader, front, init, operation};
+use super::super::service::Service;
+use super::requests::{Answer, answer, transfer_now};
+use super::wire::{
+    InHeader, InitIn, InitOut, MAJOR, MINOR, OutHeader, TransferIn, front, init, operation,
+};
 use crate::sys::alloc::MAX_REQUEST_BYTES;
-use log::warn;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::OwnedFd;
 use zerocopy::IntoBytes;
 
@@ -16,7 +19,7 @@ const BUFFER_BYTES: usize = MAX_REQUEST_BYTES + 4096;
 ///
 /// # Errors
 /// `Unsupported` if the kernel's FUSE does not offer io_uring; what reading and writing answer.
-pub(super) fn shake_hands(device: &OwnedFd) -> io::Result<()> {
+pub fn shake_hands(device: &OwnedFd) -> io::Result<()> {
     let mut device = File::from(device.try_clone()?);
     let mut buffer = vec![0; BUFFER_BYTES];
     let len = device.read(&mut buffer)?;
@@ -66,13 +69,15 @@ pub(super) fn shake_hands(device: &OwnedFd) -> io::Result<()> {
 }
 
 /// Reads what does not come by rings, until the connection ends: FORGET and INTERRUPT, which get
-/// no answer.
+/// no answer. A request that the kernel had queued there just before the rings were ready is
+/// answered: nobody else would.
 ///
 /// # Errors
 /// What reading answers, other than the end of the mount.
-pub(super) fn read_the_rest(device: &OwnedFd) -> io::Result<()> {
+pub(super) fn read_the_rest(device: &OwnedFd, service: &Service) -> io::Result<()> {
     let mut device = File::from(device.try_clone()?);
     let mut buffer = vec![0; BUFFER_BYTES];
+    let mut payload = vec![0; MAX_REQUEST_BYTES];
     loop {
         let len = match device.read(&mut buffer) {
             Ok(len) => len,
@@ -84,14 +89,44 @@ pub(super) fn read_the_rest(device: &OwnedFd) -> io::Result<()> {
             },
         };
         let header: InHeader = front(&buffer[..len]).unwrap_or_default();
-        match header.operation {
-            operation::FORGET | operation::BATCH_FORGET | operation::INTERRUPT => {}
-            other => {
-                warn!("operation {other} came by /dev/fuse: not answered there");
-                let len = size_of::<OutHeader>() as u32;
-                let out = OutHeader { len, error: -libc::ENOSYS, unique: header.unique };
-                device.write_all(out.as_bytes())?;
-            }
+        if matches!(
+            header.operation,
+            operation::FORGET | operation::BATCH_FORGET | operation::INTERRUPT
+        ) {
+            continue;
         }
+        let (error, bytes) = answer_one(service, &header, &buffer[..len], &mut payload);
+        let len = (size_of::<OutHeader>() + bytes) as u32;
+        let out = OutHeader { len, error, unique: header.unique };
+        let parts = [IoSlice::new(out.as_bytes()), IoSlice::new(&payload[..bytes])];
+        match device.write_vectored(&parts) {
+            // Nobody waits for it any more.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            outcome => drop(outcome?),
+        }
+    }
+}
+
+/// The negative errno, and the bytes of the answer in `payload`.
+fn answer_one(
+    service: &Service,
+    header: &InHeader,
+    request: &[u8],
+    payload: &mut [u8],
+) -> (i32, usize) {
+    // Here the operation's own part and what comes with it lie one behind the other.
+    let fixed = request.get(size_of::<InHeader>()..).unwrap_or(&[]);
+    let rest = match header.operation {
+        operation::WRITE => fixed.get(size_of::<TransferIn>()..).unwrap_or(&[]),
+        operation::LOOKUP => fixed,
+        _ => &[],
+    };
+    let rest_bytes = rest.len().min(payload.len());
+    payload[..rest_bytes].copy_from_slice(&rest[..rest_bytes]);
+    let answered = answer(service, header, fixed, payload, rest_bytes);
+    match transfer_now(service, answered, payload) {
+        Answer::Done(bytes) => (0, bytes),
+        Answer::Failed(errno) => (-errno, 0),
+        Answer::Read(..) | Answer::Write(..) => (-libc::EIO, 0),
     }
 }

@@ -20,6 +20,7 @@ mod requests;
 mod wire;
 
 pub use entries::{Layout, held_memory, private_memory};
+pub use handshake::shake_hands;
 
 use super::Service;
 use crate::buffer::BufferPool;
@@ -92,7 +93,7 @@ impl Session {
         let rest = Arc::clone(&shared);
         threads.push(thread::Builder::new().name("dev-fuse".to_owned()).spawn(move || {
             rest.progress.wait_for_step(SERVE);
-            handshake::read_the_rest(&rest.device)
+            handshake::read_the_rest(&rest.device, &rest.service)
         })?);
         Ok(Session { threads, shared })
     }
@@ -136,7 +137,7 @@ impl Handle {
     /// # Errors
     /// `Unsupported` if the kernel's FUSE does not offer io_uring; if it does not take the places.
     pub fn serve_first(&self) -> io::Result<()> {
-        handshake::shake_hands(&self.0.device)?;
+        shake_hands(&self.0.device)?;
         self.serve(State::New)
     }
 

@@ -8,6 +8,7 @@
 //! The options try to lower the floor itself; `tests/bench/floor-explore` compares them.
 
 mod latency;
+mod rings;
 
 use std::ffi::OsStr;
 use std::io;
@@ -69,6 +70,9 @@ struct Args {
     /// Ask for huge pages for the data (and, with GLIBC_TUNABLES, for the request buffers)
     #[arg(long)]
     huge: bool,
+    /// FUSE over io_uring instead of fuser: a thread for each CPU
+    #[arg(long)]
+    rings: bool,
     /// Leave the data to be faulted in on first use
     #[arg(long)]
     no_populate: bool,
@@ -401,6 +405,9 @@ fn serve(args: &Args) -> Result<(), String> {
     let latency = args.cpu_dma_latency_us.map(demand).transpose()?;
     schedule(args)?;
 
+    if args.rings {
+        return rings::serve(Box::leak(Box::new(ram)), &args.mountpoint);
+    }
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("floor".to_owned()),
