@@ -486,7 +486,7 @@ fn a_service_manager_that_keeps_descriptors_saves_the_volume_when_all_processes_
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     let start = |script: &str| {
-        let status = std::process::Command::new("bash")
+        let status = Command::new("bash")
             .args(["-c", script, "bash"])
             .arg(env!("CARGO_BIN_EXE_programs"))
             .args([&image, &mountpoint])
