@@ -5,7 +5,6 @@
 //! for them can end, not even by SIGKILL: so it is a process of its own, which holds nothing.
 
 use super::{Arguments, StartError};
-use crate::fuse::uring::Layout;
 use crate::supervisor::link::Link;
 use crate::sys::spawn::Command;
 use crate::sys::{file, process};
@@ -18,13 +17,13 @@ use std::thread;
 /// A thread that makes one system call.
 const STACK_BYTES: usize = 64 << 10;
 
-/// Starts it.
+/// Starts it: `places` are those of each CPU.
 ///
 /// # Errors
 /// If the process can't be started.
-pub(super) fn start(image: &Path, mountpoint: &Path) -> io::Result<()> {
+pub(super) fn start(places: u32, image: &Path, mountpoint: &Path) -> io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
-    let words = [b"swapfsd-knock", &b"--knock"[..]].map(<[u8]>::to_vec);
+    let words = [b"swapfsd-knock".to_vec(), format!("--knock={places}").into_bytes()];
     let paths = [image, mountpoint].map(|path| path.as_os_str().as_bytes().to_vec());
     let command = Command::new(File::open("/proc/self/exe")?, &[&words[..], &paths[..]].concat())?;
     // Every program is started with an end of a link; nobody says anything here.
@@ -34,8 +33,7 @@ pub(super) fn start(image: &Path, mountpoint: &Path) -> io::Result<()> {
 
 /// Is it: one statfs(2), which the kernel never answers itself, for each place of each CPU's queue.
 pub(super) fn run(arguments: &Arguments) -> Result<(), StartError> {
-    let layout = Layout::for_this_machine();
-    let places = layout.threads_per_queue * layout.depth;
+    let places = arguments.knock.unwrap_or(0);
     let system = |error: io::Error| StartError::new("a thread", error);
     let mut threads = Vec::new();
     for cpu in process::online_cpus() {

@@ -41,9 +41,9 @@ struct Arguments {
     /// Hold what the worker, or the supervisor before, at this descriptor hands over
     #[arg(long, hide = true, value_name = "DESCRIPTOR")]
     supervise: Option<i32>,
-    /// Send the mount as many requests as it has places for
-    #[arg(long, hide = true)]
-    knock: bool,
+    /// Send the mount so many requests from each CPU
+    #[arg(long, hide = true, value_name = "PLACES")]
+    knock: Option<u32>,
     /// The image or block device that mkswapfs formatted
     image: PathBuf,
     /// An empty directory
@@ -80,7 +80,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    if arguments.knock {
+    if arguments.knock.is_some() {
         return match knock::run(&arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,

@@ -82,7 +82,7 @@ pub(super) fn transport_of(
     if !wanted {
         return Ok(None);
     }
-    let layout = Layout::for_this_machine();
+    let layout = Layout::for_this_machine(&options.backend);
     options.common.threads = Some(layout.threads());
     Ok(Some(layout))
 }

@@ -411,7 +411,8 @@ impl Worker {
     /// Holds all requests for another process, and says so.
     fn drain(&self, link: &Link) {
         let Some(rings) = &self.rings else { return };
-        let outcome = rings.drain(DRAIN_PATIENCE, || knock::start(&self.image, &self.mountpoint));
+        let knock = || knock::start(rings.places_per_queue(), &self.image, &self.mountpoint);
+        let outcome = rings.drain(DRAIN_PATIENCE, knock);
         let said = match outcome {
             Ok(()) => link.say(Kind::Drained, &[]),
             Err(error) => link.say(Kind::NotDrained, error.to_string().as_bytes()),

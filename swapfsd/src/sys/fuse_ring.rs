@@ -89,12 +89,20 @@ impl FuseRing {
         self.ring.submit().map(drop)
     }
 
-    /// Hands over what was pushed, and waits for a completion if `wait`.
+    /// Hands over what was pushed, has the kernel bring what has come, and waits for a completion
+    /// if `wait`.
     ///
     /// # Errors
     /// What io_uring_enter(2) answers.
     pub fn submit_and_wait(&mut self, wait: bool) -> io::Result<()> {
-        self.ring.submit_and_wait(usize::from(wait)).map(drop)
+        /// `IORING_ENTER_GETEVENTS`: without it, requests stay where they are until somebody waits
+        /// (DEFER_TASKRUN).
+        const GET_EVENTS: u32 = 1;
+        let pushed = self.ring.submission().len() as u32;
+        let submitter = self.ring.submitter();
+        // SAFETY: no argument is passed; what the entries name was promised when they were pushed.
+        unsafe { submitter.enter::<libc::sigset_t>(pushed, u32::from(wait), GET_EVENTS, None) }
+            .map(drop)
     }
 
     /// The next completion: its token, and its result.

@@ -13,7 +13,7 @@
 //! Back ends read and write the payloads directly: they are part of the
 //! [`BufferPool`], so that O_DIRECT and io_uring's fixed buffers work on them.
 
-use super::wire::{OutHeader, RequestHeader};
+use super::wire::{InHeader, OutHeader, RequestHeader, TransferIn, front, operation};
 use crate::buffer::{BufferPool, LARGE_BYTES, PageBuffer, Payloads};
 use crate::sys::fuse_ring::Place;
 use crate::sys::memory::Mapping;
@@ -23,6 +23,7 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use swapfs_format::types::{BackendOptions, LinearEngine};
 use zerocopy::IntoBytes;
 
 const PAGE: usize = 4096;
@@ -43,9 +44,17 @@ pub struct Layout {
 impl Layout {
     /// What was measured to do best (tests/bench/RESULTS.md).
     #[must_use]
-    pub fn for_this_machine() -> Layout {
+    pub fn for_this_machine(backend: &BackendOptions) -> Layout {
         let queues = possible_cpus();
-        let default = Layout { queues, threads_per_queue: 2, depth: 8 };
+        let (threads_per_queue, depth) = match backend {
+            // A thread never waits: more of them only get in each other's way.
+            BackendOptions::Zmem(_) | BackendOptions::Ram => (1, 16),
+            // One waits for the device; what comes meanwhile is started, and nobody waits for it.
+            BackendOptions::Linear(linear) if linear.engine == LinearEngine::Uring => (2, 8),
+            // As many requests in the device as threads.
+            BackendOptions::Linear(_) => (4, 1),
+        };
+        let default = Layout { queues, threads_per_queue, depth };
         // For measurements: THREADS,DEPTH.
         let Ok(wanted) = std::env::var("SWAPFS_URING_LAYOUT") else { return default };
         let mut numbers = wanted.split(',').map(|number| number.parse().unwrap_or(1));
@@ -75,7 +84,8 @@ impl Layout {
 }
 
 /// CPUs that there could ever be, of which the kernel has a queue each.
-fn possible_cpus() -> u32 {
+#[must_use]
+pub fn possible_cpus() -> u32 {
     let text = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
     (process::cpu_list(&text).len() as u32).max(1)
 }
@@ -227,6 +237,15 @@ impl Entries {
         // SAFETY: aligned, plain bytes, and the kernel does not write there while the request is
         // on this side.
         unsafe { self.head(index).read() }
+    }
+
+    /// It is a read or write of that many bytes or more.
+    pub(super) fn is_large(&self, index: u32, bytes: usize) -> bool {
+        let request = self.request(index);
+        let header: InHeader = front(&request.in_out).unwrap_or_default();
+        let transfer: TransferIn = front(&request.operation).unwrap_or_default();
+        matches!(header.operation, operation::READ | operation::WRITE)
+            && transfer.size as usize >= bytes
     }
 
     /// Puts an answer there; it is to be committed then.

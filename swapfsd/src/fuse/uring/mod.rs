@@ -19,7 +19,7 @@ mod queue;
 mod requests;
 mod wire;
 
-pub use entries::{Layout, held_memory, private_memory};
+pub use entries::{Layout, held_memory, possible_cpus, private_memory};
 pub use handshake::shake_hands;
 
 use super::Service;
@@ -188,6 +188,12 @@ impl Handle {
                 Err(io::Error::other("not all requests could be held in time"))
             }
         }
+    }
+
+    /// Places of each CPU.
+    #[must_use]
+    pub fn places_per_queue(&self) -> u32 {
+        self.0.layout.threads_per_queue * self.0.layout.depth
     }
 
     fn wake_all(&self) {

@@ -1,7 +1,8 @@
 //! One thread that serves a queue: takes requests out of its ring, does them, and commits.
 //!
-//! The kernel gives a request to the place that became free last, so a thread that is busy has
-//! its other places filled only when all threads of the queue are.
+//! A request may come to a place whose thread is busy while others are not: the kernel does not
+//! know which places are whose. So small requests are done first, and after each large one the
+//! thread looks for more small ones: a page fault waits for one large write at most.
 //!
 //! **Draining** (for an upgrade): the threads answer nothing any more, and keep what comes, until
 //! a request lies in every place. Then the kernel has nothing that it could give to this process,
@@ -21,6 +22,7 @@ use crate::sys::alloc::IoPath;
 use crate::sys::event::EventFd;
 use crate::sys::fuse_ring::{FuseRing, Place};
 use crate::sys::process;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -31,7 +33,7 @@ const WAKE: u64 = u64::MAX;
 /// Answers that are handed over at the latest, though more requests are there.
 const BATCH: u32 = 4;
 /// A transfer that takes so long that the answers before it do not wait for it.
-const LONG_BYTES: usize = 64 << 10;
+const LARGE_REQUEST_BYTES: usize = 64 << 10;
 
 /// What the threads of a session have in common.
 pub(super) struct Shared {
@@ -127,6 +129,8 @@ pub(super) struct Server {
     kept: u32,
     drained: bool,
     taken: Vec<u32>,
+    /// Large requests that wait until there are no small ones.
+    large: VecDeque<u32>,
 }
 
 impl Server {
@@ -138,6 +142,7 @@ impl Server {
         let places = (first..first + depth).map(|index| shared.entries.place(index)).collect();
         let sink = Arc::new(Sink(Arc::clone(&shared)));
         let taken = Vec::with_capacity(depth as usize);
+        let large = VecDeque::with_capacity(depth as usize);
         Ok(Server {
             shared,
             sink,
@@ -149,6 +154,7 @@ impl Server {
             kept: 0,
             drained: false,
             taken,
+            large,
         })
     }
 
@@ -214,6 +220,8 @@ impl Server {
                     self.shared.entries.note(index, Whereabouts::Here);
                     if self.shared.draining.load(Ordering::Acquire) {
                         self.kept += 1;
+                    } else if self.shared.entries.is_large(index, LARGE_REQUEST_BYTES) {
+                        self.large.push_back(index);
                     } else {
                         self.serve(index);
                     }
@@ -225,6 +233,7 @@ impl Server {
                 }
             }
             self.take_finished();
+            self.do_a_large_one();
             self.see_to_draining();
         }
         if !self.drained {
@@ -233,11 +242,21 @@ impl Server {
         outcome
     }
 
+    /// One at a time; while draining none, they are kept.
+    fn do_a_large_one(&mut self) {
+        if self.shared.draining.load(Ordering::Acquire) {
+            self.kept += self.large.len() as u32;
+            self.large.clear();
+        } else if let Some(index) = self.large.pop_front() {
+            self.serve(index);
+        }
+    }
+
     /// Hands answers over, and waits for the next request if there is nothing else to do.
     fn wait(&mut self) {
         let finished = &self.shared.finished[self.number as usize];
         finished.asleep.store(true, Ordering::SeqCst);
-        let idle = finished.list.lock().is_empty();
+        let idle = finished.list.lock().is_empty() && self.large.is_empty();
         let outcome = self.ring.submit_and_wait(idle);
         finished.asleep.store(false, Ordering::SeqCst);
         self.pushed = 0;
@@ -264,7 +283,7 @@ impl Server {
                 drop(payload);
                 return self.start(index, answer);
             }
-            if len >= LONG_BYTES && self.pushed > 0 {
+            if len >= LARGE_REQUEST_BYTES && self.pushed > 0 {
                 self.hand_over();
             }
             answer = transfer_now(&service, answer, &mut payload);

@@ -36,7 +36,7 @@ pub(super) fn serve(ram: &'static Ram, mountpoint: &Path) -> Result<(), String> 
     let device = OwnedFd::from(device);
     uring::shake_hands(&device).map_err(|error| format!("handshake: {error}"))?;
     println!("ready");
-    let cpus = uring::Layout::for_this_machine().queues;
+    let cpus = uring::possible_cpus();
     std::thread::scope(|scope| {
         for queue in 0..cpus {
             let device = &device;
