@@ -46,11 +46,15 @@ impl Layout {
     #[must_use]
     pub fn for_this_machine(backend: &BackendOptions) -> Layout {
         let queues = possible_cpus();
+        // Each is locked memory, and a machine may have room for hundreds of CPUs.
+        let share = |places: u32| (places / queues).clamp(1, places / 4);
         let (threads_per_queue, depth) = match backend {
             // A thread never waits: more of them only get in each other's way.
-            BackendOptions::Zmem(_) | BackendOptions::Ram => (1, 16),
+            BackendOptions::Zmem(_) | BackendOptions::Ram => (1, share(64)),
             // One waits for the device; what comes meanwhile is started, and nobody waits for it.
-            BackendOptions::Linear(linear) if linear.engine == LinearEngine::Uring => (2, 8),
+            BackendOptions::Linear(linear) if linear.engine == LinearEngine::Uring => {
+                (2, share(32))
+            }
             // As many requests in the device as threads.
             BackendOptions::Linear(_) => (4, 1),
         };
