@@ -172,6 +172,10 @@ fn start(arguments: &Arguments, readiness: Readiness) -> Result<(), StartError> 
         Err(error) => return readiness.failed(error),
     };
     logging::set_subject(&opened.image.path().display().to_string());
+    // Before anything is mounted or started.
+    if let Err(error) = open::transport_of(&mut opened.options.clone(), true) {
+        return readiness.failed(error);
+    }
     match guarded::files_to_hold(&opened) {
         Ok(files) => {
             logging::start_direct(arguments.log_target());

@@ -177,6 +177,11 @@ impl Supervisor {
         while !self.has_served && self.end.is_none() {
             self.step();
         }
+        if self.end.is_some()
+            && let Some(door) = self.parts.door.take()
+        {
+            door.close();
+        }
         match self.end {
             Some(_) if self.failure.len > 0 => Err(self.failure.as_str().to_owned()),
             Some(_) => Err("the worker died before it served; see the kernel's log".to_owned()),
