@@ -49,6 +49,10 @@ pub struct Page {
     /// Of those in flight, how many wait for a device.
     pub in_device: AtomicU32,
 
+    /// Requests lie with the worker that can't be given to another one: it serves by rings, and has
+    /// not been drained.
+    pub holds_requests: AtomicU32,
+
     /// Written by the supervisor; 0: there is none any more.
     pub supervisor_pid: AtomicU32,
     /// The process that waits to take over.

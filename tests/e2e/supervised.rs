@@ -389,6 +389,49 @@ fn upgrades_by_rings_lose_no_request() {
     conformance_under_upgrades(&["-s", "16M"], "transport=uring,engine=uring");
 }
 
+/// Not every place gets a request: the old worker answers what it has kept, and serves on.
+#[test]
+fn by_rings_an_upgrade_that_can_not_drain_is_called_off() {
+    skip_if!(cannot_guard().or_else(cannot_use_rings));
+    let folder = folder();
+    let image = folder.path().join("image");
+    let programs = programs();
+    programs.succeed("mkswapfs", &["-s", "16M", image.to_str().unwrap()]);
+    let mountpoint = folder.path().join("image.mnt");
+    fs::create_dir(&mountpoint).unwrap();
+    let status = programs
+        .command("swapfsd")
+        .args(["-o", "transport=uring"])
+        .args([&image, &mountpoint])
+        .env("SWAPFS_NO_KNOCK", "1")
+        .status();
+    assert!(status.unwrap().success());
+    let mounted = Mounted { programs, image, mountpoint };
+    let worker = number(&mounted, "worker_pid");
+    let target = swap_file(&mounted);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let upgrader = scope.spawn(|| {
+            let outcome = upgrade(&mounted, Path::new(env!("CARGO_BIN_EXE_programs")));
+            done.store(true, Ordering::Relaxed);
+            outcome
+        });
+        let mut round = 0;
+        while !done.load(Ordering::Relaxed) || round < 3 {
+            conformance::run_all(&target, rng::seed("called off") + round, 300);
+            round += 1;
+        }
+        let outcome = upgrader.join().unwrap();
+        assert!(outcome.contains("the old program serves on"), "{outcome}");
+    });
+    drop(target);
+    let stats = mounted.stats();
+    assert_eq!((stats["worker_pid"].as_u64(), stats["upgrades"].as_u64()), (Some(worker), Some(0)));
+    assert_eq!(stats["errors"]["checksum"], 0);
+    assert_eq!(stats["heap_allocations_on_io_path"], 0);
+    mounted.unmount();
+}
+
 /// Nothing may wait for ever for a process that is dead.
 #[test]
 fn by_rings_a_kill_ends_the_volume_with_errors() {

@@ -23,6 +23,10 @@ const STACK_BYTES: usize = 64 << 10;
 /// If the process can't be started.
 pub(super) fn start(places: u32, image: &Path, mountpoint: &Path) -> io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
+    // For tests of what happens when it does not do its work.
+    if std::env::var_os("SWAPFS_NO_KNOCK").is_some() {
+        return Ok(());
+    }
     let words = [b"swapfsd-knock".to_vec(), format!("--knock={places}").into_bytes()];
     let paths = [image, mountpoint].map(|path| path.as_os_str().as_bytes().to_vec());
     let command = Command::new(File::open("/proc/self/exe")?, &[&words[..], &paths[..]].concat())?;

@@ -42,8 +42,8 @@ const WARM: Duration = Duration::from_millis(200);
 const BEAT: Duration = Duration::from_millis(100);
 /// How long the predecessor's lock may outlive its process.
 const SEAT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long it may take until there is a request in every place.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take until there is a request in every place: all requests wait meanwhile.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a standby without a supervisor looks whether the worker has died too.
 const RESCUE_STEP: Duration = Duration::from_millis(2);
 /// How long after the death of a new supervisor the next one is started, at first and at most.

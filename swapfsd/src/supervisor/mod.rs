@@ -130,8 +130,6 @@ pub struct Supervisor {
     failure: Text,
     /// Who has been seen to serve, and the last one that has ended: they are not strangers.
     known: [libc::pid_t; 2],
-    /// The one that served holds all its requests for another one.
-    drained: bool,
 }
 
 impl Supervisor {
@@ -147,7 +145,6 @@ impl Supervisor {
         let known = [page.worker_pid.load(SeqCst) as libc::pid_t; 2];
         Ok(Supervisor {
             known,
-            drained: false,
             watchdog: Watchdog::new(parts.watchdog),
             parts,
             signals,
@@ -353,10 +350,7 @@ impl Supervisor {
             match packet.kind() {
                 Some(Kind::Serving) => self.now_serving(),
                 Some(Kind::Ended) => self.end = Some(End::Unmounted),
-                Some(Kind::Drained) => {
-                    self.drained = true;
-                    self.kill_drained();
-                }
+                Some(Kind::Drained) => self.kill_drained(),
                 Some(Kind::NotDrained) => self.upgrade_not_drained(packet.payload()),
                 Some(Kind::Failed) => {
                     self.failure.set(packet.payload());
@@ -371,7 +365,6 @@ impl Supervisor {
 
     fn now_serving(&mut self) {
         self.has_served = true;
-        self.drained = false;
         self.failure.len = 0;
         let Some(worker) = &mut self.serving else { return };
         if let Some(signal) = self.pending_signal.take() {
@@ -474,7 +467,7 @@ impl Supervisor {
                 self.end = Some(if self.failure.len > 0 { End::Failed } else { End::Unmounted });
                 return;
             }
-            if !self.drained
+            if self.parts.control.page().holds_requests.load(SeqCst) != 0
                 && let Some(abort) = &self.parts.abort
             {
                 error!(

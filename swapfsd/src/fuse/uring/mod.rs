@@ -24,6 +24,7 @@ pub use handshake::shake_hands;
 
 use super::Service;
 use crate::buffer::BufferPool;
+use crate::control;
 use entries::{Entries, State};
 use progress::Progress;
 use queue::{Finished, Server, Shared};
@@ -118,6 +119,13 @@ impl Session {
     }
 }
 
+/// Tells the supervisor whether this process may be replaced when it dies.
+fn say_whether_held(held: bool) {
+    if let Some(control) = control::installed() {
+        control.page().holds_requests.store(u32::from(held), SeqCst);
+    }
+}
+
 /// The life of a thread.
 fn serve_queue(shared: Arc<Shared>, number: u32) -> io::Result<()> {
     let mut server = Server::new(Arc::clone(&shared), number)
@@ -155,6 +163,7 @@ impl Handle {
         if state.compare_exchange(before, live, SeqCst, SeqCst).is_err() {
             return Err(io::Error::other("its requests were with a process that has died"));
         }
+        say_whether_held(true);
         self.0.progress.begin();
         match self.0.progress.wait_for_all(REGISTER_PATIENCE)? {
             true => Ok(()),
@@ -179,6 +188,7 @@ impl Handle {
         match outcome {
             Ok(true) => {
                 self.0.entries.shared().state.store(State::Drained as u32, SeqCst);
+                say_whether_held(false);
                 Ok(())
             }
             other => {

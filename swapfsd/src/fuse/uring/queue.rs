@@ -125,9 +125,12 @@ pub(super) struct Server {
     alive: u32,
     /// Answers that are not handed over yet.
     pushed: u32,
-    /// While draining: places with a request that nobody works on.
-    kept: u32,
+    /// While draining: places with a request that nobody works on. Of all others that have one, a
+    /// back end is at work, or they wait in `large`, or their answer does in [`Finished`].
+    kept: Vec<u32>,
     drained: bool,
+    /// No request comes to the queue of a CPU that is off.
+    is_reached: bool,
     taken: Vec<u32>,
     /// Large requests that wait until there are no small ones.
     large: VecDeque<u32>,
@@ -136,12 +139,13 @@ pub(super) struct Server {
 impl Server {
     /// On the thread that will serve.
     pub(super) fn new(shared: Arc<Shared>, number: u32) -> io::Result<Server> {
-        let depth = shared.layout.depth;
+        let Layout { depth, threads_per_queue, .. } = shared.layout;
         let ring = FuseRing::new(shared.device.as_raw_fd(), (depth + 1).next_power_of_two())?;
         let first = number * depth;
         let places = (first..first + depth).map(|index| shared.entries.place(index)).collect();
         let sink = Arc::new(Sink(Arc::clone(&shared)));
         let taken = Vec::with_capacity(depth as usize);
+        let kept = Vec::with_capacity(depth as usize);
         let large = VecDeque::with_capacity(depth as usize);
         Ok(Server {
             shared,
@@ -151,8 +155,9 @@ impl Server {
             places,
             alive: 0,
             pushed: 0,
-            kept: 0,
+            kept,
             drained: false,
+            is_reached: process::online_cpus().contains(&(number / threads_per_queue)),
             taken,
             large,
         })
@@ -187,13 +192,14 @@ impl Server {
             self.alive += 1;
         }
         self.ring.submit()?;
+        self.kept.extend(self.own_entries());
         self.go_on();
         Ok(())
     }
 
     /// Deals with what was kept.
     fn go_on(&mut self) {
-        for index in self.own_entries() {
+        while let Some(index) = self.kept.pop() {
             match self.shared.entries.noted(index) {
                 Whereabouts::Here => self.serve(index),
                 Whereabouts::Answered => self.commit_answer(index),
@@ -219,7 +225,7 @@ impl Server {
                     let index = token as u32;
                     self.shared.entries.note(index, Whereabouts::Here);
                     if self.shared.draining.load(Ordering::Acquire) {
-                        self.kept += 1;
+                        self.kept.push(index);
                     } else if self.shared.entries.is_large(index, LARGE_REQUEST_BYTES) {
                         self.large.push_back(index);
                     } else {
@@ -245,8 +251,7 @@ impl Server {
     /// One at a time; while draining none, they are kept.
     fn do_a_large_one(&mut self) {
         if self.shared.draining.load(Ordering::Acquire) {
-            self.kept += self.large.len() as u32;
-            self.large.clear();
+            self.kept.extend(self.large.drain(..));
         } else if let Some(index) = self.large.pop_front() {
             self.serve(index);
         }
@@ -316,7 +321,7 @@ impl Server {
         std::mem::swap(&mut *finished.list.lock(), &mut self.taken);
         while let Some(index) = self.taken.pop() {
             if self.shared.draining.load(Ordering::Acquire) {
-                self.kept += 1;
+                self.kept.push(index);
             } else {
                 self.commit_answer(index);
             }
@@ -325,20 +330,15 @@ impl Server {
 
     fn see_to_draining(&mut self) {
         let draining = self.shared.draining.load(Ordering::Acquire);
-        if draining && !self.drained && (self.kept == self.alive || !self.is_reached()) {
+        if draining && !self.drained && (self.kept.len() == self.alive as usize || !self.is_reached)
+        {
             self.drained = true;
             self.shared.progress.one_more();
-        } else if !draining && (self.drained || self.kept > 0) {
+        } else if !draining && (self.drained || !self.kept.is_empty()) {
             // Called off.
             self.drained = false;
-            self.kept = 0;
             self.go_on();
         }
-    }
-
-    /// No request comes to the queue of a CPU that is off.
-    fn is_reached(&self) -> bool {
-        process::online_cpus().contains(&u32::from(self.queue()))
     }
 
     fn commit_answer(&mut self, index: u32) {
