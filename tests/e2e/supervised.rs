@@ -548,7 +548,7 @@ fn a_service_manager_that_keeps_descriptors_saves_the_volume_when_all_processes_
             kept.push((name.to_owned(), received.take_file(0).unwrap()));
         }
     }
-    assert_eq!(kept.len(), 6, "{kept:?}");
+    assert_eq!(kept.len(), 7, "{kept:?}");
     let mut bytes = vec![0; 3 << 20];
     rng::Rng::new(rng::seed("store")).fill(&mut bytes);
     let file = File::options().write(true).open(mounted.swap_file()).unwrap();

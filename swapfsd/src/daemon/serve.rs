@@ -3,6 +3,7 @@
 
 use super::open::{Opened, buffers_for, check_mountpoint, open_fuse_device, transport_of};
 use super::ready::Readiness;
+use super::worker::die_of_panics;
 use super::{Arguments, StartError, THREAD_STACK_BYTES};
 use crate::awake::Awake;
 use crate::backend::registry;
@@ -69,6 +70,10 @@ impl Mounted {
         unsafe { std::env::set_var("RUST_MIN_STACK", THREAD_STACK_BYTES) };
         let Opened { image, superblock, mut options, text } = opened;
         let layout = transport_of(&mut options, false)?;
+        if layout.is_some() {
+            // A queue without a thread would leave the requests of its CPU without an answer.
+            die_of_panics();
+        }
         let (protection, cgroup) = protect::protect_process(options.common.realtime);
         let resources = registry::resources(&options);
         let payloads = layout.map(private_memory).transpose();

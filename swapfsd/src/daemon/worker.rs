@@ -69,7 +69,7 @@ pub(super) fn run(arguments: &Arguments, link: i32) -> Result<(), StartError> {
 
 /// A thread that panics leaves its request without an answer, for ever. A process that dies leaves
 /// it to its successor.
-fn die_of_panics() {
+pub(super) fn die_of_panics() {
     // Not the usual hook, which writes to standard error: its reader may be swapped out.
     std::panic::set_hook(Box::new(|information| {
         error!("{information}");
@@ -389,11 +389,17 @@ impl Worker {
             let wait = guard.time_to_wait();
             let waited_for = [self.session_ended.as_raw_fd(), guard.descriptor()];
             let _ = processes::wait_readable(&waited_for, wait);
+            // Before anything else is done: whoever asked for the requests to be held is dead.
+            if guard.is_bereft() {
+                self.call_off();
+            }
             if processes::readiness(self.session_ended.as_raw_fd()) & libc::POLLIN != 0 {
                 break;
             }
-            if guard.look(&self.holdings, self.page) == Some(Kind::Drain) {
-                self.drain(guard.link());
+            match guard.look(&self.holdings, self.page) {
+                Some(Kind::Drain) => self.drain(guard.link()),
+                Some(Kind::GoOn) => self.call_off(),
+                _ => {}
             }
         }
         drop(overfull);
@@ -408,17 +414,32 @@ impl Worker {
         Ok(())
     }
 
+    /// Serves on, if requests are held.
+    fn call_off(&self) {
+        if let Some(rings) = &self.rings {
+            rings.call_off();
+        }
+    }
+
     /// Holds all requests for another process, and says so.
     fn drain(&self, link: &Link) {
         let Some(rings) = &self.rings else { return };
-        let knock = || knock::start(rings.places_per_queue(), &self.image, &self.mountpoint);
-        let outcome = rings.drain(DRAIN_PATIENCE, knock);
+        let knocker = knock::start(rings.places_per_queue(), &self.image, &self.mountpoint);
+        let outcome =
+            knocker.and_then(|knocker| match rings.drain(DRAIN_PATIENCE, || knocker.go()) {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    knocker.dismiss();
+                    Err(error)
+                }
+            });
         let said = match outcome {
             Ok(()) => link.say(Kind::Drained, &[]),
             Err(error) => link.say(Kind::NotDrained, error.to_string().as_bytes()),
         };
         if let Err(error) = said {
             error!("the link: {error}");
+            rings.call_off();
         }
     }
 
@@ -494,6 +515,11 @@ impl<'a> Guard<'a> {
 
     fn link(&self) -> &Link {
         self.started.as_ref().map_or(self.first, |(_, link)| link)
+    }
+
+    /// The other end of the link is closed.
+    fn is_bereft(&self) -> bool {
+        self.alone || processes::readiness(self.link().as_raw_fd()) & libc::POLLHUP != 0
     }
 
     fn descriptor(&self) -> i32 {

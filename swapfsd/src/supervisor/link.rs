@@ -78,6 +78,8 @@ pub enum Kind {
     Drained = 11,
     /// From a worker: that did not work; it serves on. With a text.
     NotDrained = 12,
+    /// To a worker that has drained: nobody takes over; serve on.
+    GoOn = 13,
 }
 
 impl Kind {
@@ -95,6 +97,7 @@ impl Kind {
             10 => Kind::Drain,
             11 => Kind::Drained,
             12 => Kind::NotDrained,
+            13 => Kind::GoOn,
             _ => return None,
         })
     }

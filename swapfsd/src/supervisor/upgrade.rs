@@ -229,6 +229,7 @@ impl Supervisor {
                 candidate.draining = true;
                 if let Err(error) = serving.link.say(Kind::Drain, &[]) {
                     error!("upgrade: the worker can't be asked to hold requests: {error}");
+                    self.upgrade_not_drained(b"it can't be asked to hold requests");
                 }
             }
         }
@@ -237,12 +238,19 @@ impl Supervisor {
     /// All requests are held: the old worker has nothing left to do.
     pub(super) fn kill_drained(&mut self) {
         let Some(serving) = &self.serving else { return };
-        if let Some(candidate) = &mut self.candidate {
-            say(&candidate.client, "progress: it takes over");
-            candidate.switching = true;
-            candidate.deadline = super::now() + PATIENCE;
-        }
-        // Should there be no new program any more, another process of the old one goes on.
+        let asked = |candidate: &&mut Candidate| {
+            candidate.draining && candidate.worker.as_ref().is_some_and(|worker| worker.up)
+        };
+        let Some(candidate) = self.candidate.as_mut().filter(asked) else {
+            // The new program has ended meanwhile.
+            if let Err(error) = serving.link.say(Kind::GoOn, &[]) {
+                error!("the worker can't be told to go on: {error}");
+            }
+            return;
+        };
+        say(&candidate.client, "progress: it takes over");
+        candidate.switching = true;
+        candidate.deadline = super::now() + PATIENCE;
         serving.process.kill();
     }
 

@@ -48,15 +48,16 @@ impl Layout {
         let queues = possible_cpus();
         // Each is locked memory, and a machine may have room for hundreds of CPUs.
         let share = |places: u32| (places / queues).clamp(1, places / 4);
+        let threads = |most: u32| (16 / queues).clamp(1, most);
         let (threads_per_queue, depth) = match backend {
             // A thread never waits: more of them only get in each other's way.
             BackendOptions::Zmem(_) | BackendOptions::Ram => (1, share(64)),
             // One waits for the device; what comes meanwhile is started, and nobody waits for it.
             BackendOptions::Linear(linear) if linear.engine == LinearEngine::Uring => {
-                (2, share(32))
+                (threads(2), share(32))
             }
             // As many requests in the device as threads.
-            BackendOptions::Linear(_) => (4, 1),
+            BackendOptions::Linear(_) => (threads(4), 1),
         };
         let default = Layout { queues, threads_per_queue, depth };
         // For measurements: THREADS,DEPTH.

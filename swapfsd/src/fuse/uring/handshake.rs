@@ -68,16 +68,23 @@ pub fn shake_hands(device: &OwnedFd) -> io::Result<()> {
     refusal
 }
 
+/// What [`read_the_rest`] reads into, and makes answers in; touched now, when there is time.
+pub(super) fn buffers() -> [Vec<u8>; 2] {
+    [vec![1; BUFFER_BYTES], vec![1; MAX_REQUEST_BYTES]]
+}
+
 /// Reads what does not come by rings, until the connection ends: FORGET and INTERRUPT, which get
 /// no answer. A request that the kernel had queued there just before the rings were ready is
 /// answered: nobody else would.
 ///
 /// # Errors
 /// What reading answers, other than the end of the mount.
-pub(super) fn read_the_rest(device: &OwnedFd, service: &Service) -> io::Result<()> {
+pub(super) fn read_the_rest(
+    device: &OwnedFd,
+    service: &Service,
+    [mut buffer, mut payload]: [Vec<u8>; 2],
+) -> io::Result<()> {
     let mut device = File::from(device.try_clone()?);
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let mut payload = vec![0; MAX_REQUEST_BYTES];
     loop {
         let len = match device.read(&mut buffer) {
             Ok(len) => len,

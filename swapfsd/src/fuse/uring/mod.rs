@@ -89,12 +89,15 @@ impl Session {
                 thread::Builder::new().name(name).spawn(move || serve_queue(shared, number))?,
             );
         }
-        shared.progress.wait_for_all(REGISTER_PATIENCE)?;
+        if !shared.progress.wait_for_all(REGISTER_PATIENCE)? {
+            return Err(io::Error::other("the rings were not made in time"));
+        }
         shared.progress.begin();
         let rest = Arc::clone(&shared);
         threads.push(thread::Builder::new().name("dev-fuse".to_owned()).spawn(move || {
+            let buffers = handshake::buffers();
             rest.progress.wait_for_step(SERVE);
-            handshake::read_the_rest(&rest.device, &rest.service)
+            handshake::read_the_rest(&rest.device, &rest.service, buffers)
         })?);
         Ok(Session { threads, shared })
     }
@@ -171,8 +174,21 @@ impl Handle {
         }
     }
 
+    /// Nobody takes the held requests over: this process answers them, and serves on.
+    pub fn call_off(&self) {
+        if !self.0.draining.load(SeqCst) {
+            return;
+        }
+        let state = &self.0.entries.shared().state;
+        say_whether_held(true);
+        let (drained, live) = (State::Drained as u32, State::Live as u32);
+        let _ = state.compare_exchange(drained, live, SeqCst, SeqCst);
+        self.0.draining.store(false, SeqCst);
+        self.wake_all();
+    }
+
     /// Holds all requests from now on, so that another process can go on with them. `fill` has
-    /// to see to it that requests come to all places that are still empty.
+    /// to see to it that requests come to all places that are still empty; it waits for nothing.
     ///
     /// # Errors
     /// If that takes longer than `at_most`; then this process serves on.

@@ -191,9 +191,12 @@ impl Server {
             }
             self.alive += 1;
         }
-        self.ring.submit()?;
         self.kept.extend(self.own_entries());
-        self.go_on();
+        while let Err(error) = self.ring.submit() {
+            if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) {
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -215,6 +218,7 @@ impl Server {
     pub(super) fn run(&mut self) -> io::Result<()> {
         let _io_path = IoPath::enter();
         let mut outcome = Ok(());
+        self.go_on();
         while self.alive > 0 {
             self.wait();
             while let Some((token, result)) = self.ring.completed() {
@@ -234,13 +238,21 @@ impl Server {
                 } else {
                     self.alive -= 1;
                     if !matches!(-result, libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV) {
-                        outcome = Err(io::Error::from_raw_os_error(-result));
+                        let error = io::Error::from_raw_os_error(-result);
+                        log::error!("the kernel has taken a place for requests back: {error}");
+                        outcome = Err(error);
                     }
                 }
             }
             self.take_finished();
             self.do_a_large_one();
             self.see_to_draining();
+        }
+        if let Err(error) = &outcome {
+            // Nobody serves this CPU any more: the end of the process ends the connection.
+            log::error!("a queue has no places left: {error}");
+            crate::logging::flush_for(std::time::Duration::from_millis(100));
+            std::process::abort();
         }
         if !self.drained {
             self.shared.progress.one_more();
@@ -330,8 +342,7 @@ impl Server {
 
     fn see_to_draining(&mut self) {
         let draining = self.shared.draining.load(Ordering::Acquire);
-        if draining && !self.drained && (self.kept.len() == self.alive as usize || !self.is_reached)
-        {
+        if draining && !self.drained && self.all_is_kept() {
             self.drained = true;
             self.shared.progress.one_more();
         } else if !draining && (self.drained || !self.kept.is_empty()) {
@@ -339,6 +350,17 @@ impl Server {
             self.drained = false;
             self.go_on();
         }
+    }
+
+    /// There is a request in every place, and nobody is at work on it. To a CPU that is off none
+    /// comes, so those count that are there.
+    fn all_is_kept(&self) -> bool {
+        let is_there = |index: &u32| self.shared.entries.noted(*index) != Whereabouts::Empty;
+        let wanted = match self.is_reached {
+            true => self.alive as usize,
+            false => self.own_entries().filter(is_there).count(),
+        };
+        self.kept.len() == wanted
     }
 
     fn commit_answer(&mut self, index: u32) {
