@@ -52,6 +52,14 @@ impl Seat {
             thread::sleep(STEP);
         }
     }
+
+    /// Gives a role back.
+    ///
+    /// # Errors
+    /// What fcntl(2) answers.
+    pub fn give_back(&self, role: Role) -> io::Result<()> {
+        device::unlock_open_file(&self.0, role as u8)
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +75,10 @@ mod tests {
         assert!(!seats[1].take(Role::Serve, Duration::from_millis(5)).unwrap());
         assert!(seats[1].take(Role::Watch, Duration::ZERO).unwrap(), "roles are independent");
         let [first, second] = seats;
+        first.give_back(Role::Serve).unwrap();
+        assert!(second.take(Role::Serve, Duration::ZERO).unwrap());
+        second.give_back(Role::Serve).unwrap();
+        assert!(first.take(Role::Serve, Duration::ZERO).unwrap());
         drop(first);
         assert!(second.take(Role::Serve, Duration::ZERO).unwrap());
     }

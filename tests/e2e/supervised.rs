@@ -153,6 +153,7 @@ fn a_dead_supervisor_is_replaced_by_the_worker() {
     let folder = folder();
     let (mounted, bytes) = filled(folder.path(), "");
     for _ in 0..3 {
+        wait_until("a supervisor", || number(&mounted, "supervisor_pid") != 0);
         let before = number(&mounted, "supervisor_pid");
         kill(before, libc::SIGKILL);
         wait_until("a new supervisor with a standby", || {

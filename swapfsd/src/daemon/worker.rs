@@ -46,6 +46,11 @@ const SEAT_PATIENCE: Duration = Duration::from_secs(10);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a standby without a supervisor looks whether the worker has died too.
 const RESCUE_STEP: Duration = Duration::from_millis(2);
+/// A standby without a supervisor is needed no more when somebody has served so long, and been
+/// watched over by a new one.
+const GUARDED_FOR: Duration = Duration::from_secs(1);
+/// So long a new supervisor's own worker may take to serve when the old one has died.
+const NEW_SUPERVISORS_TURN: Duration = Duration::from_millis(200);
 /// How long after the death of a new supervisor the next one is started, at first and at most.
 const SUPERVISOR_RETRY: Duration = Duration::from_secs(1);
 const SUPERVISOR_RETRY_MOST: Duration = Duration::from_secs(60);
@@ -318,15 +323,30 @@ impl Worker {
     /// standby.
     fn rescue(&mut self) -> Result<bool, StartError> {
         let dead = self.page.supervisor_pid.load(Relaxed);
+        let mut guarded_since: Option<Instant> = None;
+        let mut free_since: Option<Instant> = None;
         loop {
             let supervisor = self.page.supervisor_pid.load(Relaxed);
-            let is_new = supervisor != 0 && supervisor != dead;
-            if is_new && Process::open(supervisor as i32).is_ok_and(|it| it.ended().is_none()) {
-                return Ok(false);
-            }
-            // The worker's seat is free only when it is dead.
+            let is_guarded = supervisor != 0
+                && supervisor != dead
+                && Process::open(supervisor as i32).is_ok_and(|it| it.ended().is_none());
+            // The worker's seat is free only when it is dead, and nobody else serves.
             if self.take_seat(Duration::ZERO).is_ok() {
-                break;
+                let since = *free_since.get_or_insert_with(Instant::now);
+                if !is_guarded || since.elapsed() > NEW_SUPERVISORS_TURN {
+                    break;
+                }
+                let given_back = self.seat.give_back(Role::Serve);
+                given_back.map_err(|error| StartError::new("seat", error))?;
+            } else {
+                free_since = None;
+            }
+            if !is_guarded {
+                guarded_since = None;
+            } else if guarded_since.get_or_insert_with(Instant::now).elapsed() > GUARDED_FOR
+                && free_since.is_none()
+            {
+                return Ok(false);
             }
             thread::sleep(RESCUE_STEP);
         }

@@ -57,10 +57,22 @@ pub fn try_lock_open_file(file: &File, byte: u8) -> io::Result<bool> {
     }
 }
 
+/// Gives a byte free that this open file has locked.
+///
+/// # Errors
+/// What fcntl(2) answers to `F_OFD_SETLK`.
+pub fn unlock_open_file(file: &File, byte: u8) -> io::Result<()> {
+    change_lock(file, byte, libc::F_OFD_SETLK, libc::F_UNLCK)
+}
+
 fn set_lock(file: &File, byte: u8, command: libc::c_int) -> io::Result<()> {
+    change_lock(file, byte, command, libc::F_WRLCK)
+}
+
+fn change_lock(file: &File, byte: u8, command: libc::c_int, kind: libc::c_int) -> io::Result<()> {
     // SAFETY: the structure is plain numbers, for which zero is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     lock.l_start = libc::off_t::from(byte);
     lock.l_len = 1;
