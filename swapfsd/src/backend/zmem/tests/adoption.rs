@@ -98,9 +98,11 @@ fn a_successor_has_every_page_and_counts_right() {
             let used = number(&serving, "mem_used_total_bytes");
             drop(serving);
             next.activate().unwrap();
-            // Before the threads change much: exactly what the table says.
+            // Its threads run already, and may hold segments that they move objects to. (Exactly
+            // what the table says: `rebuilt_state_is_what_a_recount_says`.)
+            let moving_bytes = 32 * super::super::arena::SEGMENT_BYTES as u64;
+            assert!(number(&next, "mem_used_total_bytes") <= used + moving_bytes);
             check_all(&next, &model);
-            assert!(number(&next, "mem_used_total_bytes") <= used + (1 << 20));
             serving = next;
         }
         let pages = model.iter().flatten().count() as u64;
