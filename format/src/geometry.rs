@@ -9,6 +9,7 @@
 //! of a device by mistake. A ghost image is the two superblocks and nothing else.
 
 use crate::PAGE_BYTES;
+use crate::log::MIN_SEGMENTS;
 use crate::swap_header::{MAX_SLOT_COUNT, MIN_SLOT_COUNT};
 use std::fmt;
 
@@ -171,6 +172,57 @@ impl Geometry {
             });
         }
         Ok(Geometry { image_bytes, backup_offset_bytes: image_bytes - PAGE_BYTES, ..geometry })
+    }
+
+    /// The smallest image with a data section of whole segments for a volume of that size, if
+    /// nothing could be compressed: one segment for anchors, and what the collector keeps free.
+    ///
+    /// # Errors
+    /// As [`Geometry::in_place`].
+    pub fn in_segments(volume_bytes: u64, segment_bytes: u64) -> Result<Geometry, GeometryError> {
+        let slot_count = check_volume_bytes(volume_bytes)?;
+        let data_offset_bytes = data_offset(segment_bytes)?;
+        let segments = volume_bytes.div_ceil(segment_bytes).max(MIN_SEGMENTS);
+        let data_bytes = segments * segment_bytes;
+        let backup_offset_bytes = data_offset_bytes + data_bytes;
+        Ok(Geometry {
+            slot_count,
+            data_offset_bytes,
+            data_bytes,
+            backup_offset_bytes,
+            image_bytes: backup_offset_bytes + PAGE_BYTES,
+        })
+    }
+
+    /// A volume of `volume_bytes`, or as large as the data section, in an image that is there
+    /// already, with as many segments as fit. It may be larger than the image, since pages are
+    /// compressed.
+    ///
+    /// # Errors
+    /// If the image has no room for the fewest segments, or as [`Geometry::in_place`].
+    pub fn fitted_segments(
+        image_bytes: u64,
+        volume_bytes: Option<u64>,
+        segment_bytes: u64,
+    ) -> Result<Geometry, GeometryError> {
+        let image_bytes = image_bytes / PAGE_BYTES * PAGE_BYTES;
+        let data_offset_bytes = data_offset(segment_bytes)?;
+        let room = image_bytes.saturating_sub(data_offset_bytes + PAGE_BYTES);
+        let segments = room / segment_bytes;
+        if segments < MIN_SEGMENTS {
+            let need = data_offset_bytes + MIN_SEGMENTS * segment_bytes + PAGE_BYTES;
+            return Err(GeometryError::ImageTooSmall { have: image_bytes, need });
+        }
+        let data_bytes = segments * segment_bytes;
+        let slot_count =
+            check_volume_bytes(volume_bytes.unwrap_or(data_bytes.min(MAX_SLOT_COUNT * PAGE_BYTES)))?;
+        Ok(Geometry {
+            slot_count,
+            data_offset_bytes,
+            data_bytes,
+            backup_offset_bytes: image_bytes - PAGE_BYTES,
+            image_bytes,
+        })
     }
 
     /// Bytes of the volume: what `swapon` sees.

@@ -12,13 +12,16 @@
 //! | [`fault`] | the value of the `fault=` option |
 //! | [`swap_header`] | the kernel's `SWAPSPACE2` header, page 0 of a volume |
 //! | [`size`] | sizes in human units |
+//! | [`trace`] | the file that device operations are recorded in |
 
 pub mod fault;
 pub mod geometry;
+pub mod log;
 pub mod options;
 pub mod size;
 pub mod superblock;
 pub mod swap_header;
+pub mod trace;
 pub mod types;
 
 /// Bytes in a slot, and in the one page size that swapfs knows.

@@ -62,6 +62,8 @@ pub enum ValueKind {
     },
     /// Rules of the fault filter, see [`crate::fault`].
     Faults,
+    /// The absolute path of a file, or nothing.
+    Path,
 }
 
 /// How pages are compressed.
@@ -80,6 +82,13 @@ pub enum Algorithm {
 const ZSTD_LEVEL: i32 = 3;
 /// The levels that zstd has without special memory.
 const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
+
+/// Absolute, since a later process of the daemon runs in another directory; and nothing that would
+/// make a mess of a log line.
+fn is_path(text: &str) -> bool {
+    let impossible = |character: char| character.is_control() || character == ',';
+    text.is_empty() || text.starts_with('/') && !text.ends_with('/') && !text.contains(impossible)
+}
 
 fn parse_compression(text: &str, lz4: bool) -> Option<Value> {
     match text.split_once(':') {
@@ -108,6 +117,8 @@ pub enum Value {
     Zstd(i32),
     /// Of [`ValueKind::Faults`].
     Faults(Vec<FaultRule>),
+    /// Of [`ValueKind::Path`].
+    Path(String),
 }
 
 /// Why an option text was refused.
@@ -190,6 +201,7 @@ impl ValueKind {
                 .filter(|&value| in_range(value, min, max))
                 .map(Value::Integer),
             ValueKind::Faults => return fault::parse(text).map(Value::Faults),
+            ValueKind::Path => is_path(text).then(|| Value::Path(text.to_owned())),
         };
         parsed.ok_or_else(|| self.allowed())
     }
@@ -217,6 +229,7 @@ impl ValueKind {
                 format!("{other}, zstd, or zstd:LEVEL with a level from {least} to {most}")
             }
             ValueKind::Faults => fault::ALLOWED.to_owned(),
+            ValueKind::Path => "an absolute path, without a comma; or nothing".to_owned(),
         }
     }
 }
@@ -325,6 +338,14 @@ impl OptionSet {
             _ => Vec::new(),
         }
     }
+
+    /// `None` where nothing is given.
+    pub(crate) fn path(&self, key: &str) -> Option<String> {
+        match self.value(key) {
+            Value::Path(path) if !path.is_empty() => Some(path),
+            _ => None,
+        }
+    }
 }
 
 fn unknown_key(spec: &'static TypeSpec, key: &str) -> OptionError {
@@ -366,6 +387,20 @@ mod tests {
         assert_eq!(set.choice("engine"), "sync");
         assert!(set.switch("checksum"));
         assert_eq!(set.integer("threads"), None);
+    }
+
+    #[test]
+    fn a_path_is_absolute_or_nothing() {
+        let path = |text: &str| OptionSet::parse(&LINEAR, text).map(|set| set.path("trace"));
+        assert_eq!(path(""), Ok(None));
+        assert_eq!(path("trace="), Ok(None));
+        assert_eq!(path("trace=/var/tmp/a b=c"), Ok(Some("/var/tmp/a b=c".to_owned())));
+        for bad in ["a.trace", "./a", "/", "/var/tmp/", "/a\nb"] {
+            let error = path(&format!("trace={bad}")).unwrap_err().to_string();
+            let text =
+                format!("'{bad}' is not allowed: an absolute path, without a comma; or nothing");
+            assert_eq!(error, format!("option 'trace': {text}"));
+        }
     }
 
     #[test]

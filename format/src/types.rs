@@ -100,6 +100,14 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
         per_mount: true,
         help: "for tests: microseconds that every read and write waits before it starts",
     },
+    OptionSpec {
+        key: "trace",
+        kind: ValueKind::Path,
+        default: "",
+        per_mount: true,
+        help: "record every operation on the image in this file, for 'swapfs trace'; a new mount \
+               begins it anew",
+    },
 ];
 
 /// Slots in place in the image's data section.
@@ -192,6 +200,68 @@ pub const ZMEM: TypeSpec = TypeSpec {
     ],
 };
 
+/// Compressed pages in sequential segments.
+pub const LOG: TypeSpec = TypeSpec {
+    name: "log",
+    summary: "pages compressed and packed into large sequential writes, for flash",
+    ghost: false,
+    options: &[
+        OptionSpec {
+            key: "segment",
+            kind: ValueKind::SizeOrAuto { min: 64 << 10, max: 64 << 20 },
+            default: "auto",
+            per_mount: false,
+            help: "bytes that are written in sequence and erased together, a power of two; auto: \
+                   the device's erase block or optimal I/O size, 2 MiB and more, less in a small \
+                   image",
+        },
+        OptionSpec {
+            key: "algo",
+            kind: ValueKind::Compression { lz4: true },
+            default: "lz4",
+            per_mount: true,
+            help: "how pages are compressed: lz4 is fast, zstd:LEVEL is smaller",
+        },
+        OptionSpec {
+            key: "buffer",
+            kind: ValueKind::Size { min: 4 << 20, max: 64 << 30 },
+            default: "32M",
+            per_mount: true,
+            help: "memory in which compressed pages wait to be written: what is overwritten or \
+                   discarded there never reaches the device",
+        },
+        OptionSpec {
+            key: "deadline-ms",
+            kind: ValueKind::Integer { min: 10, max: 86_400_000 },
+            default: "30000",
+            per_mount: true,
+            help: "milliseconds after which a page is written though the buffer has room",
+        },
+        OptionSpec {
+            key: "gc-low",
+            kind: ValueKind::Integer { min: 0, max: 50 },
+            default: "1",
+            per_mount: true,
+            help: "per cent of free segments below which garbage collection starts",
+        },
+        OptionSpec {
+            key: "gc-high",
+            kind: ValueKind::Integer { min: 0, max: 60 },
+            default: "2",
+            per_mount: true,
+            help: "per cent of free segments at which garbage collection ends",
+        },
+        OptionSpec {
+            key: "discard",
+            kind: ValueKind::Choice(&["auto", "on", "off"]),
+            default: "auto",
+            per_mount: true,
+            help: "discard freed segments on the device; auto: on a block device, not in a file, \
+                   whose space would have to be allocated again",
+        },
+    ],
+};
+
 /// Pages as they are in the daemon's memory.
 pub const RAM: TypeSpec = TypeSpec {
     name: "ram",
@@ -201,7 +271,7 @@ pub const RAM: TypeSpec = TypeSpec {
 };
 
 /// Every type there is, the default one first.
-pub const TYPES: &[&TypeSpec] = &[&ZMEM, &LINEAR, &RAM];
+pub const TYPES: &[&TypeSpec] = &[&ZMEM, &LINEAR, &LOG, &RAM];
 
 /// Finds a type by its name in the superblock.
 #[must_use]
@@ -261,6 +331,36 @@ pub struct ZmemOptions {
     pub dedup: bool,
 }
 
+/// What is done about freed segments of `log`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentDiscard {
+    /// As the device needs it.
+    Auto,
+    /// They are discarded.
+    On,
+    /// Nothing.
+    Off,
+}
+
+/// The options of `log`, typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogOptions {
+    /// `segment=`; `None`: chosen at format time.
+    pub segment_bytes: Option<u64>,
+    /// `algo=`
+    pub algorithm: Algorithm,
+    /// `buffer=`
+    pub buffer_bytes: u64,
+    /// `deadline-ms=`
+    pub deadline: Duration,
+    /// `gc-low=`
+    pub gc_low_percent: u32,
+    /// `gc-high=`
+    pub gc_high_percent: u32,
+    /// `discard=`
+    pub discard: SegmentDiscard,
+}
+
 /// How requests come from the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -293,6 +393,8 @@ pub struct CommonOptions {
     pub faults: FaultPlan,
     /// `delay=`
     pub delay: Duration,
+    /// `trace=`: an absolute path; `None`: nothing is recorded.
+    pub trace: Option<String>,
 }
 
 /// The options of the type itself.
@@ -302,6 +404,8 @@ pub enum BackendOptions {
     Zmem(ZmemOptions),
     /// For [`LINEAR`].
     Linear(LinearOptions),
+    /// For [`LOG`].
+    Log(LogOptions),
     /// For [`RAM`].
     Ram,
 }
@@ -370,6 +474,7 @@ impl TypeSpec {
                 seed: set.integer("fault-seed").unwrap_or(1),
             },
             delay: Duration::from_micros(set.integer("delay").unwrap_or(0)),
+            trace: set.path("trace"),
         };
         let backend = if self.name == LINEAR.name {
             BackendOptions::Linear(LinearOptions {
@@ -383,6 +488,8 @@ impl TypeSpec {
             })
         } else if self.name == ZMEM.name {
             BackendOptions::Zmem(zmem_options(set))
+        } else if self.name == LOG.name {
+            BackendOptions::Log(log_options(set))
         } else {
             BackendOptions::Ram
         };
@@ -405,6 +512,22 @@ fn zmem_options(set: &OptionSet) -> ZmemOptions {
         reserve_bytes: set.integer("reserve").unwrap_or(16 << 20),
         recompress,
         dedup: set.switch("dedup"),
+    }
+}
+
+fn log_options(set: &OptionSet) -> LogOptions {
+    LogOptions {
+        segment_bytes: set.integer("segment"),
+        algorithm: set.compression("algo").unwrap_or(Algorithm::Lz4),
+        buffer_bytes: set.integer("buffer").unwrap_or(32 << 20),
+        deadline: Duration::from_millis(set.integer("deadline-ms").unwrap_or(30_000)),
+        gc_low_percent: set.integer("gc-low").unwrap_or(1) as u32,
+        gc_high_percent: set.integer("gc-high").unwrap_or(2) as u32,
+        discard: match set.choice("discard") {
+            "on" => SegmentDiscard::On,
+            "off" => SegmentDiscard::Off,
+            _ => SegmentDiscard::Auto,
+        },
     }
 }
 

@@ -5,8 +5,9 @@ use crate::target::{self, Target};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use swapfs_format::geometry::Geometry;
+use swapfs_format::log::{DEFAULT_SEGMENT_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES};
 use swapfs_format::superblock::Superblock;
-use swapfs_format::types::{self, TypeSpec};
+use swapfs_format::types::{self, BackendOptions, LogOptions, TypeSpec};
 use swapfs_format::{PAGE_BYTES, size};
 use uuid::Uuid;
 
@@ -20,6 +21,10 @@ pub enum Preallocate {
     /// Only allocated: quick, and slower at the first swap-out to each block.
     Falloc,
 }
+
+/// Garbage collection needs a handful of free segments: with fewer than this, they would be a
+/// large part of the image.
+const SEGMENTS_WANTED: u64 = 128;
 
 /// What to format, and how.
 #[derive(Debug, Clone)]
@@ -90,7 +95,9 @@ pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
         let why = format!("the types are {}", types::known_names());
         Error::new(format_args!("unknown type '{}'", request.type_name), why)
     })?;
-    spec.parse_options(&request.options).map_err(|error| Error::new(image.display(), error))?;
+    let options = spec
+        .parse_options(&request.options)
+        .map_err(|error| Error::new(image.display(), error))?;
     let target = target::inspect(image, request.force)?;
     if !spec.ghost && target.on_tmpfs {
         return Err(Error::new(
@@ -99,15 +106,24 @@ pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
              Put the image on a disk",
         ));
     }
-    let erase_block_bytes = request.erase_block_bytes.unwrap_or(target.erase_block_bytes);
+    let mut erase_block_bytes = request.erase_block_bytes.unwrap_or(target.erase_block_bytes);
+    if let BackendOptions::Log(log) = &options.backend {
+        erase_block_bytes = segment_bytes(request, log, &target)?;
+    }
     let geometry = geometry(request, spec, &target, erase_block_bytes)?;
     let mut superblock =
         Superblock::new(spec.name, &geometry, request.uuid.unwrap_or_else(Uuid::new_v4));
     superblock.label.clone_from(&request.label);
     superblock.options.clone_from(&request.options);
     superblock.erase_block_bytes = erase_block_bytes as u32;
-    superblock.created_unix_s =
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // What is left of an older volume must not be taken for this one's, even if both have the same
+    // UUID and were made within a second.
+    let older = target.image.as_ref().and_then(|image| image.read_superblocks().primary.ok());
+    superblock.created_unix_s = match older {
+        Some(older) if older.uuid == superblock.uuid => now.max(older.created_unix_s + 1),
+        _ => now,
+    };
     superblock.encode().map_err(|error| Error::new(image.display(), error))?;
     Ok(Plan {
         image: image.clone(),
@@ -116,6 +132,38 @@ pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
         preallocate: request.preallocate,
         target: target.image,
     })
+}
+
+/// The segment of a log: what was asked for, or a multiple of the device's erase block of 2 MiB
+/// and more, but such that a small image has enough of them.
+fn segment_bytes(
+    request: &FormatRequest,
+    options: &LogOptions,
+    target: &Target,
+) -> Result<u64, Error> {
+    let wrong = |bytes: u64| {
+        let why = format!(
+            "a segment of {bytes} bytes is not possible: it is a power of two from {} to {}",
+            size::human(MIN_SEGMENT_BYTES),
+            size::human(MAX_SEGMENT_BYTES)
+        );
+        Error::new(request.image.display(), why)
+    };
+    if let Some(bytes) = options.segment_bytes.or(request.erase_block_bytes) {
+        let possible = (MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&bytes);
+        return if possible && bytes.is_power_of_two() { Ok(bytes) } else { Err(wrong(bytes)) };
+    }
+    let least = target.erase_block_bytes.clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
+    let image_bytes = match target.bytes {
+        0 => request.volume_bytes.unwrap_or(0),
+        bytes => bytes,
+    };
+    let wanted = DEFAULT_SEGMENT_BYTES.max(least);
+    let mut bytes = wanted;
+    while bytes > least && image_bytes / bytes < SEGMENTS_WANTED {
+        bytes /= 2;
+    }
+    Ok(bytes)
 }
 
 fn geometry(
@@ -148,6 +196,13 @@ fn geometry(
                 },
                 _ => geometry,
             })
+        }
+        (None, false) if spec.name == types::LOG.name => {
+            let volume_bytes = request.volume_bytes.ok_or_else(size_needed)?;
+            Geometry::in_segments(volume_bytes, erase_block_bytes)
+        }
+        (Some(_), false) if spec.name == types::LOG.name => {
+            Geometry::fitted_segments(target.bytes, request.volume_bytes, erase_block_bytes)
         }
         (None, false) => {
             let volume_bytes = request.volume_bytes.ok_or_else(size_needed)?;

@@ -18,7 +18,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use swapfs_format::superblock::{PRIMARY_OFFSET_BYTES, Superblock};
-use swapfs_format::{PAGE_BYTES, size};
+use swapfs_format::{PAGE_BYTES, PAGE_LEN, size, types};
 use swapfsd::buffer::{BufferPool, LARGE_BYTES};
 use swapfsd::image::{Access, Image, ImageKind};
 use swapfsd::sys::file::write_all_at;
@@ -74,9 +74,16 @@ pub fn write_format(
     medium.sync().map_err(failed("removing what was there"))?;
     if !superblock.is_ghost() {
         medium.prepare_data(progress).map_err(failed("writing the data section"))?;
-        let header = superblock.swap_header().encode();
+        let first_page = if superblock.type_name == types::LOG.name {
+            // Its first two pages say what the log holds: nothing. The daemon writes the header.
+            let place = superblock.data_offset_bytes + PAGE_BYTES;
+            medium.write(place, &zeros[..PAGE_LEN]).map_err(failed("emptying the log"))?;
+            [0; PAGE_LEN]
+        } else {
+            superblock.swap_header().encode()
+        };
         medium
-            .write(superblock.data_offset_bytes, &header)
+            .write(superblock.data_offset_bytes, &first_page)
             .map_err(failed("writing the swap header"))?;
     }
     medium

@@ -49,11 +49,31 @@ pub enum Point {
     ZmemIndexSplit,
     /// `zmem`: half of what a predecessor left is taken over.
     ZmemActivating,
+    /// `log`: a record is in the buffer, no entry names it.
+    LogBuffered,
+    /// `log`: an entry is published, the old object not freed.
+    LogWritten,
+    /// `log`: some of the slots of a discard are absent.
+    LogDiscarding,
+    /// `log`: a segment was taken, nothing is in it.
+    LogSegmentTaken,
+    /// `log`: a part is complete in memory, and not written.
+    LogPartBuilt,
+    /// `log`: a part is on the device, and no entry names it.
+    LogPartWritten,
+    /// `log`: an object's place on the device is published, its old one not freed.
+    LogPublished,
+    /// `log`: the collector has copied an object.
+    LogCollected,
+    /// `log`: a victim is empty, and not free.
+    LogEmptied,
+    /// `log`: half of what a predecessor left is taken over.
+    LogActivating,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 19] = [
+    pub const ALL: [Point; 29] = [
         Point::LinearMarked,
         Point::LinearWritten,
         Point::LinearDiscarded,
@@ -73,6 +93,16 @@ impl Point {
         Point::ZmemIndexed,
         Point::ZmemIndexSplit,
         Point::ZmemActivating,
+        Point::LogBuffered,
+        Point::LogWritten,
+        Point::LogDiscarding,
+        Point::LogSegmentTaken,
+        Point::LogPartBuilt,
+        Point::LogPartWritten,
+        Point::LogPublished,
+        Point::LogCollected,
+        Point::LogEmptied,
+        Point::LogActivating,
     ];
 
     /// The name that [`arm_from_environment`] takes: as it stands in the source.

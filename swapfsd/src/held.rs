@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 
 /// Regions that a back end has for itself.
-pub const BACKEND_REGIONS: usize = 3;
+pub const BACKEND_REGIONS: usize = 4;
 
 /// Where a back end's memory comes from.
 #[derive(Debug, Default)]

@@ -1,5 +1,6 @@
 //! An image as the programs open it: file or block device, its lock, its superblocks.
 
+use crate::backend::log::scan::LogArea;
 use crate::sys::device;
 use crate::sys::file::read_all_at;
 use std::fmt;
@@ -341,6 +342,11 @@ impl Image {
                 superblock.data_bytes,
                 superblock.volume_bytes()
             );
+            return Err(self.error(ImageErrorKind::WrongDataSection(why), None));
+        }
+        if spec.name == types::LOG.name
+            && let Err(why) = LogArea::of(&superblock)
+        {
             return Err(self.error(ImageErrorKind::WrongDataSection(why), None));
         }
         Ok(superblock)

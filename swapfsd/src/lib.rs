@@ -30,4 +30,5 @@ pub mod stats;
 pub mod supervisor;
 pub mod sync;
 pub mod sys;
+pub mod trace;
 pub mod volume;

@@ -5,11 +5,9 @@
 
 use swapfs_format::PAGE_BYTES;
 use swapfs_format::fault::FaultPlan;
-use swapfs_format::geometry::Geometry;
-use swapfs_format::superblock::Superblock;
 use swapfs_tests::conformance::targets::{Direct, Started};
 use swapfs_tests::conformance::{self, Target};
-use swapfs_tests::rng;
+use swapfs_tests::{formatted, rng};
 use swapfsd::backend::registry;
 use swapfsd::buffer::BufferPool;
 use swapfsd::held::Held;
@@ -23,12 +21,7 @@ const OPERATIONS: u32 = 3000;
 fn volume(type_name: &str, options: &str) -> (Direct, tempfile::NamedTempFile) {
     let spec = swapfs_format::types::find(type_name).unwrap();
     let typed = spec.parse_options(options).unwrap();
-    let geometry = if spec.ghost {
-        Geometry::ghost(SLOTS * PAGE_BYTES).unwrap()
-    } else {
-        Geometry::in_place(SLOTS * PAGE_BYTES, PAGE_BYTES).unwrap()
-    };
-    let superblock = Superblock::new(type_name, &geometry, uuid::Uuid::new_v4());
+    let superblock = formatted::superblock(type_name, SLOTS);
     // Not in /tmp, which may be a tmpfs.
     let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
     file.as_file().set_len(superblock.image_bytes).unwrap();
@@ -88,6 +81,22 @@ fn zmem_with_everything_on() {
 #[test]
 fn fault_filter_in_front_of_zmem() {
     run("zmem with faults", "zmem", "limit=64M,fault=all:EIO:1/150+write:ENOSPC:1/150");
+}
+
+#[test]
+fn log() {
+    run("log", "log", "buffer=4M");
+}
+
+#[test]
+fn log_with_zstd_and_no_patience() {
+    // Next to nothing dies in the buffer, and segments are collected all the time.
+    run("log, written at once", "log", "buffer=4M,deadline-ms=10,algo=zstd:1,discard=on");
+}
+
+#[test]
+fn fault_filter_in_front_of_log() {
+    run("log with faults", "log", "buffer=4M,deadline-ms=10,fault=all:EIO:1/150");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod conformance;
+pub mod formatted;
 pub mod killed;
 pub mod memory;
 pub mod mounted;

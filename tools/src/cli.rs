@@ -3,10 +3,12 @@
 use crate::demo::{self, DemoRequest};
 use crate::down::{self, DownPolicy};
 use crate::failure::Failure;
+use crate::inspect::InspectRequest;
 use crate::interrupt::Interrupt;
 use crate::swap_off::OnSignal;
 use crate::sys::process;
 use crate::sys::swap::{Discard, MAX_PRIORITY};
+use crate::trace::{self, TraceRequest};
 use crate::up::{self, UpRequest};
 use crate::upgrade::{self, UpgradeReport};
 use crate::volumes::{self, Volume};
@@ -41,8 +43,10 @@ enum Command {
     Status(StatusArguments),
     /// Change the program that serves a volume, while it is in use
     Upgrade(UpgradeArguments),
-    /// Show what an image's superblock says
+    /// Show what an image's superblock says, and what the segments of a log hold
     Inspect(InspectArguments),
+    /// Sum up a trace of what was done to an image, and draw it
+    Trace(TraceArguments),
     /// Try real swap on a throw-away volume, and verify every byte
     Demo(DemoArguments),
     /// Copy a file to standard output (how status reads a mount that may hang)
@@ -167,8 +171,37 @@ struct InspectArguments {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Show the segments of a log too: a map, live and dead bytes, age
+    #[arg(long)]
+    segments: bool,
+    /// Draw the segments of a log, and the order in which they were written, to this file
+    #[arg(long, value_name = "OUT")]
+    svg: Option<PathBuf>,
     /// The image
     image: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct TraceArguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Draw a picture (SVG): time, place in the image, reads, writes and discards
+    #[arg(long, value_name = "OUT")]
+    svg: Option<PathBuf>,
+    /// The pieces in which writes should be sequential [default: as the volume has them]
+    #[arg(long, value_name = "SIZE", value_parser = segment_size)]
+    segment: Option<u64>,
+    /// The file that was given to a mount by the option trace=FILE
+    file: PathBuf,
+}
+
+fn segment_size(text: &str) -> Result<u64, String> {
+    let bytes = swapfs_format::size::parse(text).map_err(|error| error.to_string())?;
+    if bytes < swapfs_format::PAGE_BYTES {
+        return Err("a segment has at least 4096 bytes".to_owned());
+    }
+    Ok(bytes)
 }
 
 #[derive(Debug, Args)]
@@ -203,9 +236,14 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Down(arguments) => run_down(&arguments),
         Command::Status(arguments) => run_status(&arguments),
         Command::Upgrade(arguments) => run_upgrade(&arguments),
-        Command::Inspect(arguments) => {
-            inspect::run(&arguments.image, arguments.json).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Inspect(arguments) => inspect::run(&InspectRequest {
+            image: &arguments.image,
+            json: arguments.json,
+            segments: arguments.segments,
+            svg: arguments.svg.as_deref(),
+        })
+        .map(|()| ExitCode::SUCCESS),
+        Command::Trace(arguments) => run_trace(arguments),
         Command::Demo(arguments) => run_demo(arguments),
         Command::InternalRead { path } => return probe::reader_main(&path),
     };
@@ -335,6 +373,13 @@ fn run_status(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
     show(&if arguments.json { json(&status)? } else { render::table(&status) })
 }
 
+fn run_trace(arguments: TraceArguments) -> Result<ExitCode, Failure> {
+    let request =
+        TraceRequest { file: arguments.file, svg: arguments.svg, segment_bytes: arguments.segment };
+    let summary = trace::run(&request)?;
+    show(&if arguments.json { json(&summary)? } else { summary.to_string() })
+}
+
 fn run_demo(arguments: DemoArguments) -> Result<ExitCode, Failure> {
     let request = DemoRequest {
         data_bytes: u64::from(arguments.megabytes) << 20,
@@ -400,6 +445,16 @@ mod tests {
         for wrong in [["--size", "2X"], ["-p", "32768"], ["-p", "-1"]] {
             let words = ["swapfs", "up"].iter().chain(&wrong);
             assert_eq!(Arguments::try_parse_from(words).unwrap_err().exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn a_trace_has_one_file_and_segments_of_a_page_at_least() {
+        let parsed =
+            |words: &[&str]| Arguments::try_parse_from(["swapfs", "trace"].iter().chain(words));
+        assert!(parsed(&["a", "--json", "--svg", "b", "--segment", "2M"]).is_ok());
+        for wrong in [&[][..], &["a", "b"], &["a", "--segment", "512"]] {
+            assert_eq!(parsed(wrong).unwrap_err().exit_code(), 2);
         }
     }
 

@@ -1,11 +1,16 @@
-//! `swapfs inspect`: what the superblock of an image says, for people and as JSON.
+//! `swapfs inspect`: what the superblock of an image says, for people and as JSON; and of a log,
+//! what its segments hold, also as a picture.
 //!
 //! Only looks, and takes no lock: a volume that is mounted can be inspected.
 
-mod calendar;
+pub(crate) mod calendar;
+mod picture;
+pub mod segments;
 
 use crate::failure::Failure;
 use crate::fsck::repair::refused;
+use crate::log_survey;
+use segments::LogView;
 use serde::Serialize;
 use std::fmt;
 use std::io::{self, Write};
@@ -13,6 +18,7 @@ use std::path::{Path, PathBuf};
 use swapfs_format::options::OptionError;
 use swapfs_format::size::human;
 use swapfs_format::superblock::{DecodeError, PRIMARY_OFFSET_BYTES, Superblock};
+use swapfs_format::types;
 use swapfsd::image::{Access, Image, ImageKind, SuperblockPair};
 
 /// One copy of the superblock.
@@ -58,15 +64,41 @@ pub struct Inspection {
     pub options: Vec<ShownOption>,
     /// Why the options can't be read.
     pub options_error: Option<String>,
+    /// What its log holds, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogView>,
 }
 
-/// Prints what the superblock of `image` says.
+/// What is asked for.
+#[derive(Debug)]
+pub struct InspectRequest<'a> {
+    /// The image.
+    pub image: &'a Path,
+    /// As JSON.
+    pub json: bool,
+    /// The segments of its log too.
+    pub segments: bool,
+    /// Where a picture of them goes.
+    pub svg: Option<&'a Path>,
+}
+
+/// Prints what the superblock of an image says, and what else is asked for.
 ///
 /// # Errors
-/// If the image can't be read, or neither of its superblocks checks.
-pub fn run(image: &Path, json: bool) -> Result<(), Failure> {
-    let inspection = inspect(image)?;
-    let text = if json {
+/// If the image can't be read, neither of its superblocks checks, or there is no log to show or no
+/// place for the picture.
+pub fn run(request: &InspectRequest<'_>) -> Result<(), Failure> {
+    let mut inspection = inspect(request.image)?;
+    if request.segments || request.svg.is_some() {
+        inspection.look_at_log()?;
+    }
+    if let (Some(path), Some(log)) = (request.svg, &inspection.log) {
+        save(path, &picture::svg(log, &inspection.superblock))?;
+    }
+    if !request.segments {
+        inspection.log = None;
+    }
+    let text = if request.json {
         serde_json::to_string_pretty(&inspection).map_err(|error| Failure::new("JSON", error))?
     } else {
         inspection.to_string()
@@ -77,6 +109,20 @@ pub fn run(image: &Path, json: bool) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Writes a new file, or over a regular one that is no image.
+fn save(path: &Path, text: &str) -> Result<(), Failure> {
+    if path.exists() {
+        // What was meant may be the image, with the words in the wrong order.
+        let image = Image::open(path, Access::ReadOnly).map_err(|error| refused(&error))?;
+        let SuperblockPair { primary, backup, .. } = image.read_superblocks();
+        if image.kind() == ImageKind::BlockDevice || primary.is_ok() || backup.is_ok() {
+            let why = "a device or a swapfs image, which is not overwritten by a picture";
+            return Err(Failure::new(path.display(), why));
+        }
+    }
+    std::fs::write(path, text).map_err(|error| Failure::os(path.display(), "write", &error))
 }
 
 /// Reads what the superblock of an image says.
@@ -121,6 +167,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, Failure> {
         superblock,
         options,
         options_error,
+        log: None,
     })
 }
 
@@ -208,11 +255,26 @@ impl fmt::Display for Inspection {
                 ),
             )?;
         }
-        self.fmt_options(f)
+        self.fmt_options(f)?;
+        self.log.as_ref().map_or(Ok(()), |log| log.fmt(f))
     }
 }
 
 impl Inspection {
+    /// Reads the segments of the log too.
+    ///
+    /// # Errors
+    /// If the volume has none, or the image can't be read.
+    pub fn look_at_log(&mut self) -> Result<(), Failure> {
+        if self.superblock.type_name != types::LOG.name {
+            let why = format!("type '{}' has no segments", self.superblock.type_name);
+            return Err(Failure::new(self.image.display(), why));
+        }
+        let image = Image::open(&self.image, Access::ReadOnly).map_err(|error| refused(&error))?;
+        self.log = Some(LogView::new(log_survey::of(&image, &self.superblock, false)?));
+        Ok(())
+    }
+
     fn copy_text(&self, copy: &CopyState) -> String {
         let state = match &copy.error {
             Some(error) => format!("BAD: {error}: see fsck.swapfs"),

@@ -25,7 +25,10 @@
 //! How a back end is added: `swapfs_format::types` names it and its options, a folder or file
 //! here implements [`Backend`], [`registry`] builds it.
 
+pub mod device;
 pub mod linear;
+pub mod log;
+mod objects;
 pub mod ram;
 pub mod registry;
 pub mod zmem;
@@ -84,6 +87,15 @@ pub trait Backend: Send + Sync {
     /// Called now and then while the instance waits to be activated: puts memory that others have
     /// populated into this process's page tables, or whatever makes [`Backend::activate`] faster.
     fn warm(&self) {}
+
+    /// The last call, after the last request, when the volume is unmounted in order: leaves the
+    /// image so that the next mount finds everything, and soon.
+    ///
+    /// # Errors
+    /// As [`Backend::flush`]. Then the next mount takes longer, or finds what was flushed before.
+    fn close(&self) -> Result<()> {
+        self.flush()
+    }
 
     /// The part that has requests in flight without a thread for each, if there is one.
     fn asynchronous(&self) -> Option<&dyn AsynchronousBackend> {

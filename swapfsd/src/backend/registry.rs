@@ -1,18 +1,28 @@
 //! From a superblock to the back end that it names, with its filters in front.
 
 use super::Backend;
+use super::device::DirectFile;
 use super::linear::Linear;
+use super::log::scan::LogArea;
+use super::log::{Log, LogSettings};
 use super::ram::Ram;
 use super::zmem::Zmem;
 use crate::buffer::BufferPool;
 use crate::filter::{Delay, Fault};
 use crate::held::Held;
-use crate::image::{Image, ImageError};
+use crate::image::{Image, ImageError, ImageKind};
+use crate::trace::{Recorder, TraceError, Traced};
+use log::warn;
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use swapfs_format::superblock::Superblock;
-use swapfs_format::types::{BackendOptions, LinearEngine, TypedOptions};
+use swapfs_format::trace::DEFAULT_SEGMENT_BYTES;
+use swapfs_format::types::{BackendOptions, LinearEngine, SegmentDiscard, TypedOptions};
+
+/// No flash has a smaller erase block.
+const LEAST_ERASE_BLOCK_BYTES: u64 = 64 << 10;
 
 /// Why a back end could not be started.
 #[derive(Debug)]
@@ -21,6 +31,8 @@ pub enum BuildError {
     Image(ImageError),
     /// A system call failed; the text says what it was for.
     System(&'static str, io::Error),
+    /// The trace that was asked for can't be made.
+    Trace(TraceError),
 }
 
 impl fmt::Display for BuildError {
@@ -28,6 +40,7 @@ impl fmt::Display for BuildError {
         match self {
             BuildError::Image(error) => error.fmt(f),
             BuildError::System(what, error) => write!(f, "{what}: {error}"),
+            BuildError::Trace(error) => error.fmt(f),
         }
     }
 }
@@ -61,7 +74,12 @@ pub fn resources(options: &TypedOptions) -> Resources {
     // A synchronous engine has as many requests in the device as threads. The others do best
     // with as many since they are real-time tasks: a thread that works is not pre-empted by one
     // that is woken, so there had better be one that is awake (measured: RESULTS.md).
-    let automatic = if in_memory { 2 } else { 8 };
+    let automatic = match &options.backend {
+        _ if in_memory => 2,
+        // A read waits for the device on the thread that has it.
+        BackendOptions::Log(_) => 16,
+        _ => 8,
+    };
     let threads = options.common.threads.unwrap_or(automatic);
     if asynchronous {
         // More than threads: one that holds its slots must find a buffer though all others hold
@@ -85,6 +103,7 @@ pub fn build(
     buffers: &BufferPool,
     held: &Held,
 ) -> Result<Arc<dyn Backend>, BuildError> {
+    let recorder = recorder_for(image, superblock, options, held)?;
     let mut backend: Arc<dyn Backend> = match &options.backend {
         BackendOptions::Linear(linear) => {
             let file = image.open_direct().map_err(BuildError::Image)?;
@@ -95,13 +114,35 @@ pub fn build(
                 }
                 LinearEngine::Sync => "memory for the checksums",
             };
-            let linear = Linear::new(file, superblock, linear, buffers.clone(), held);
+            let linear = Linear::new(file, superblock, linear, buffers.clone(), held, recorder);
             Arc::new(linear.map_err(|error| BuildError::System(what, error))?)
         }
         BackendOptions::Zmem(zmem) => {
             let threads = resources(options).threads;
             let zmem = Zmem::new(superblock.slot_count, zmem, threads, held);
             Arc::new(zmem.map_err(|error| BuildError::System("memory for the pages", error))?)
+        }
+        BackendOptions::Log(log) => {
+            let area = LogArea::of(superblock).map_err(|why| {
+                BuildError::System("the log", io::Error::new(io::ErrorKind::InvalidData, why))
+            })?;
+            let file = image.open_direct().map_err(BuildError::Image)?;
+            let device = Arc::new(DirectFile::new(file, recorder));
+            let discard = match log.discard {
+                SegmentDiscard::Auto => image.kind() == ImageKind::BlockDevice,
+                SegmentDiscard::On => true,
+                SegmentDiscard::Off => false,
+            };
+            let threads = resources(options).threads;
+            let log = Log::new(
+                device,
+                area,
+                superblock.slot_count,
+                LogSettings { options: log, discard, threads },
+                buffers.clone(),
+                held,
+            );
+            Arc::new(log.map_err(|error| BuildError::System("the log", error))?)
         }
         BackendOptions::Ram => {
             let ram = Ram::new(superblock.slot_count, held);
@@ -115,4 +156,29 @@ pub fn build(
         backend = Arc::new(Fault::new(backend, options.common.faults.clone()));
     }
     Ok(backend)
+}
+
+/// What `trace=` asks for.
+fn recorder_for(
+    image: &Image,
+    superblock: &Superblock,
+    options: &TypedOptions,
+    held: &Held,
+) -> Result<Option<Arc<Recorder>>, BuildError> {
+    let Some(path) = &options.common.trace else { return Ok(None) };
+    if superblock.is_ghost() {
+        warn!("trace={path}: type {} has no device to trace", superblock.type_name);
+        return Ok(None);
+    }
+    // An erase block of a page is that of a file, or of a device that does not say.
+    let erase_block_bytes = u64::from(superblock.erase_block_bytes);
+    let known = erase_block_bytes >= LEAST_ERASE_BLOCK_BYTES;
+    let traced = Traced {
+        uuid: superblock.uuid,
+        data_offset_bytes: superblock.data_offset_bytes,
+        segment_bytes: if known { erase_block_bytes } else { DEFAULT_SEGMENT_BYTES },
+    };
+    Recorder::open(Path::new(path), traced, image.file(), held.is_adopted())
+        .map(|recorder| Some(Arc::new(recorder)))
+        .map_err(BuildError::Trace)
 }

@@ -107,7 +107,7 @@ fn start_anew(
         fuse: device,
         image: image.file().try_clone().map_err(system("the image"))?,
         control: next()?,
-        regions: [next()?, next()?, next()?],
+        regions: [next()?, next()?, next()?, next()?],
         entries: next()?,
     };
     let control = map_control(&holdings)?;

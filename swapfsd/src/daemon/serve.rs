@@ -17,6 +17,7 @@ use crate::protect::{self, OwnCgroup, Protection};
 use crate::reserve::Reserve;
 use crate::stats::json::Identity;
 use crate::sys::{memory, mount};
+use crate::trace;
 use crate::volume::Volume;
 use log::{error, info, warn};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -41,6 +42,7 @@ pub(super) fn run(
         }
     };
     let outcome = mounted.serve(readiness);
+    trace::finish();
     logging::flush();
     outcome
 }
@@ -157,7 +159,7 @@ impl Mounted {
         drop(starter.join());
         handle.close();
         drop(stopper.join());
-        if let Err(error) = self.volume.flush() {
+        if let Err(error) = self.volume.close() {
             return Err(StartError::new("flush at the end", error));
         }
         served.map_err(|error| StartError::new("serving FUSE requests", error))

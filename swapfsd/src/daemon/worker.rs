@@ -21,7 +21,7 @@ use crate::sys::event::EventFd;
 use crate::sys::spawn::{self as processes, Command, Process};
 use crate::sys::{pin, process};
 use crate::volume::Volume;
-use crate::{crash, logging};
+use crate::{crash, logging, trace};
 use log::{error, info, warn};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -65,6 +65,7 @@ pub(super) fn run(arguments: &Arguments, link: i32) -> Result<(), StartError> {
     let link = processes::inherited(link).map_err(|error| StartError::new("the link", error))?;
     let link = Link::from_descriptor(link);
     let outcome = serve_for(arguments, &link);
+    trace::finish();
     logging::flush();
     if let Err(error) = &outcome {
         drop(link.say(Kind::Failed, error.to_string().as_bytes()));
@@ -166,8 +167,9 @@ impl Worker {
             Some(layout) => Transport::Uring(layout, buffers.clone()),
             None => Transport::Fuse(resources.threads),
         };
-        let [one, two, three] = &holdings.regions;
-        let held = Held::regions([copy(one)?, copy(two)?, copy(three)?], !is_first);
+        let [one, two, three, four] = &holdings.regions;
+        let regions = [copy(one)?, copy(two)?, copy(three)?, copy(four)?];
+        let held = Held::regions(regions, !is_first);
         let backend = registry::build(&image, &superblock, &options, &buffers, &held)
             .map_err(|error| StartError::new(arguments.image.display(), error))?;
         let volume = Volume::standby(backend, buffers, superblock.slot_count);
@@ -426,7 +428,7 @@ impl Worker {
         drop(reserve);
         let served = self.session.take().map_or(Ok(Ok(())), thread::JoinHandle::join);
         let served = served.unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
-        if let Err(error) = self.volume.flush() {
+        if let Err(error) = self.volume.close() {
             return Err(StartError::new("flush at the end", error));
         }
         served.map_err(|error| StartError::new("serving FUSE requests", error))?;

@@ -46,6 +46,10 @@ impl Backend for Delay {
         self.inner.flush()
     }
 
+    fn close(&self) -> Result<()> {
+        self.inner.close()
+    }
+
     fn at_start(&self) -> AtStart {
         self.inner.at_start()
     }

@@ -88,6 +88,10 @@ impl Backend for Fault {
         self.inner.flush()
     }
 
+    fn close(&self) -> Result<()> {
+        self.inner.close()
+    }
+
     fn at_start(&self) -> AtStart {
         self.inner.at_start()
     }

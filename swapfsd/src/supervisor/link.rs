@@ -26,14 +26,14 @@ pub struct Holdings {
 
 /// Names of the holdings in the order in which they are sent, for service managers.
 pub const HOLDING_NAMES: [&str; 4 + BACKEND_REGIONS] =
-    ["fuse", "image", "control", "region0", "region1", "region2", "entries"];
+    ["fuse", "image", "control", "region0", "region1", "region2", "region3", "entries"];
 
 impl Holdings {
     /// All descriptors, in the order of [`HOLDING_NAMES`].
     #[must_use]
     pub fn descriptors(&self) -> [RawFd; HOLDING_NAMES.len()] {
-        let [one, two, three] = &self.regions;
-        let files = [&self.fuse, &self.image, &self.control, one, two, three, &self.entries];
+        let [one, two, three, four] = &self.regions;
+        let files = [&self.fuse, &self.image, &self.control, one, two, three, four, &self.entries];
         files.map(AsRawFd::as_raw_fd)
     }
 
@@ -43,8 +43,8 @@ impl Holdings {
             fuse: file(0)?,
             image: file(1)?,
             control: file(2)?,
-            regions: [file(3)?, file(4)?, file(5)?],
-            entries: file(6)?,
+            regions: [file(3)?, file(4)?, file(5)?, file(6)?],
+            entries: file(7)?,
         })
     }
 }

@@ -220,6 +220,14 @@ impl Volume {
         result
     }
 
+    /// The last call, when the volume is unmounted in order: see [`Backend::close`].
+    ///
+    /// # Errors
+    /// What the back end answers.
+    pub fn close(&self) -> Result<()> {
+        self.backend.close()
+    }
+
     /// Is it worth while to start this request and not wait for it? Only if the back end can,
     /// the request is whole slots, and others are in flight: alone, it is faster done at once.
     #[must_use]

@@ -1,7 +1,8 @@
 //! The command line of `fsck.swapfs`.
 
-use super::repair::{Always, Decide, Never, check};
+use super::repair::{Always, Decide, Never, Preen, check};
 use super::report::{EXIT_OPERATIONAL, EXIT_USAGE, Report, State};
+use super::survey::Repair;
 use crate::failure::Failure;
 use clap::Parser;
 use serde::Serialize;
@@ -11,12 +12,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use swapfsd::image::Access;
 
-/// Checks a swapfs image, and repairs its superblocks.
+/// Checks a swapfs image, and repairs its superblocks and its log.
 #[derive(Debug, Parser)]
 #[command(
     name = "fsck.swapfs",
     version,
-    about = "Checks a swapfs image; repairs one superblock from the other, and the swap header",
+    about = "Checks a swapfs image; repairs superblocks, the swap header, and a log's segments",
     after_help = "Exit status, as of fsck(8), summed up: 0 clean, 1 repaired, 4 left as it was, \
                   8 not checked (in use, no volume, I/O error), 16 usage."
 )]
@@ -51,7 +52,8 @@ impl Decide for Ask {
         Access::ReadWrite
     }
 
-    fn agrees(&mut self, problem: &str, action: &str) -> bool {
+    fn agrees(&mut self, problem: &str, repair: &Repair) -> bool {
+        let action = repair.action;
         // On standard error, so that --json stays JSON.
         let mut out = io::stderr();
         if write!(out, "{problem}\n{action}? [y/N] ").and_then(|()| out.flush()).is_err() {
@@ -92,10 +94,14 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let report = match (arguments.look, asks, asked) {
         (true, _, _) | (_, true, false) => check(&arguments.image, &mut Never),
         (_, true, true) => check(&arguments.image, &mut Ask),
+        _ if arguments.preen => check(&arguments.image, &mut Preen),
         (_, false, _) => check(&arguments.image, &mut Always),
     }?;
     show(&report, arguments.json)?;
-    let repairable = report.outcomes.iter().any(|one| one.state == State::Repairable);
+    let repairable = report
+        .outcomes
+        .iter()
+        .any(|one| matches!(one.state, State::Repairable | State::RepairableWithLoss));
     if asks && !asked && repairable {
         eprintln!(
             "fsck.swapfs: {}: no terminal to ask at, so nothing was repaired: use -p",

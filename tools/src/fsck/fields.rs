@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use swapfs_format::PAGE_BYTES;
 use swapfs_format::superblock::Superblock;
 use swapfs_format::types::{self, TypeSpec};
+use swapfsd::backend::log::scan::LogArea;
 
 /// Checks type, options, data section and members.
 pub(super) fn check(superblock: &Superblock, problems: &mut Vec<Problem>, notes: &mut Vec<String>) {
@@ -48,12 +49,27 @@ fn wrong_data_section(superblock: &Superblock, spec: &TypeSpec) -> Option<String
         let has = if superblock.is_ghost() { "no data section" } else { "a data section" };
         return Some(format!("the image has {has}: type '{}' does not go with that", spec.name));
     }
+    if spec.name == types::LOG.name {
+        return wrong_log_area(superblock);
+    }
     let too_small = superblock.data_bytes < superblock.volume_bytes();
     (spec.name == types::LINEAR.name && too_small).then(|| {
         format!(
             "the data section has {} bytes, and the volume {}",
             superblock.data_bytes,
             superblock.volume_bytes()
+        )
+    })
+}
+
+fn wrong_log_area(superblock: &Superblock) -> Option<String> {
+    if let Err(why) = LogArea::of(superblock) {
+        return Some(why);
+    }
+    let (data_bytes, segment_bytes) = (superblock.data_bytes, superblock.erase_block_bytes);
+    (!data_bytes.is_multiple_of(u64::from(segment_bytes))).then(|| {
+        format!(
+            "the data section has {data_bytes} bytes: no multiple of the segment's {segment_bytes}"
         )
     })
 }

@@ -1,7 +1,7 @@
 //! One run over an image: look, repair what may be repaired, look again.
 
 use super::report::{Outcome, Report, State};
-use super::survey::{Repair, Survey, survey};
+use super::survey::{Problem, Repair, Survey, survey};
 use crate::failure::Failure;
 use std::io;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub trait Decide {
     /// Whether the image may be written to at all.
     fn access(&self) -> Access;
     /// Whether this repair is made.
-    fn agrees(&mut self, problem: &str, action: &str) -> bool;
+    fn agrees(&mut self, problem: &str, repair: &Repair) -> bool;
 }
 
 /// Of `-n`: none.
@@ -25,12 +25,26 @@ impl Decide for Never {
         Access::ReadOnly
     }
 
-    fn agrees(&mut self, _problem: &str, _action: &str) -> bool {
+    fn agrees(&mut self, _problem: &str, _repair: &Repair) -> bool {
         false
     }
 }
 
-/// Of `-p` and `-y`: each. There is no repair that would lose anything.
+/// Of `-p`: those that lose nothing.
+#[derive(Debug)]
+pub struct Preen;
+
+impl Decide for Preen {
+    fn access(&self) -> Access {
+        Access::ReadWrite
+    }
+
+    fn agrees(&mut self, _problem: &str, repair: &Repair) -> bool {
+        !repair.loses
+    }
+}
+
+/// Of `-y`: each.
 #[derive(Debug)]
 pub struct Always;
 
@@ -39,7 +53,7 @@ impl Decide for Always {
         Access::ReadWrite
     }
 
-    fn agrees(&mut self, _problem: &str, _action: &str) -> bool {
+    fn agrees(&mut self, _problem: &str, _repair: &Repair) -> bool {
         true
     }
 }
@@ -51,15 +65,16 @@ impl Decide for Always {
 /// program. A repair that was not made is no error.
 pub fn check(path: &Path, decide: &mut dyn Decide) -> Result<Report, Failure> {
     let image = Image::open_exclusive(path, decide.access()).map_err(|error| refused(&error))?;
-    let Survey { superblock, problems, notes } = survey(&image)?;
+    let Survey { superblock, problems, notes, log } = survey(&image, true)?;
     let mut outcomes = Vec::new();
     for problem in problems {
         let state = match &problem.repair {
             None => State::BeyondRepair,
-            Some(repair) if decide.agrees(&problem.text, repair.action) => {
+            Some(repair) if decide.agrees(&problem.text, repair) => {
                 write(&image, repair)?;
                 State::Repaired
             }
+            Some(repair) if repair.loses => State::RepairableWithLoss,
             Some(_) => State::Repairable,
         };
         outcomes.push(Outcome {
@@ -73,7 +88,8 @@ pub fn check(path: &Path, decide: &mut dyn Decide) -> Result<Report, Failure> {
     if outcomes.iter().any(|outcome| outcome.state == State::Repaired) {
         confirm(&image, &outcomes)?;
     }
-    Ok(Report { image: path.to_owned(), image_bytes: image.bytes(), superblock, outcomes, notes })
+    let (image, image_bytes) = (path.to_owned(), image.bytes());
+    Ok(Report { image, image_bytes, superblock, outcomes, notes, log })
 }
 
 /// An image that can't be opened, in the words of the tools.
@@ -97,10 +113,15 @@ fn write(image: &Image, repair: &Repair) -> Result<(), Failure> {
 
 /// What was repaired must be gone at a second look.
 fn confirm(image: &Image, outcomes: &[Outcome]) -> Result<(), Failure> {
-    let second = survey(image)?;
+    let second = survey(image, false)?;
     let repaired = outcomes.iter().filter(|outcome| outcome.state == State::Repaired);
     for outcome in repaired {
-        if second.problems.iter().any(|problem| problem.kind == outcome.kind) {
+        // Of those that there can be several of, others may rightly be there still.
+        let still_there = |problem: &Problem| {
+            problem.kind == outcome.kind
+                && (problem.text == outcome.text || !problem.kind.is_of_the_log())
+        };
+        if second.problems.iter().any(still_there) {
             return Err(Failure::new(
                 image.path().display(),
                 format_args!(

@@ -1,5 +1,6 @@
 //! What is said about an image, as text and as JSON, and the exit status that goes with it.
 
+use super::log::LogReport;
 use super::survey::ProblemKind;
 use serde::Serialize;
 use std::fmt;
@@ -26,6 +27,8 @@ pub enum State {
     Repaired,
     /// It could go, and was left.
     Repairable,
+    /// It could go, with something else that may be of value, and was left.
+    RepairableWithLoss,
     /// Nothing that this program does ends it.
     BeyondRepair,
 }
@@ -59,6 +62,9 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// What is unusual, and right.
     pub notes: Vec<String>,
+    /// Of type `log`: what it holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogReport>,
 }
 
 impl Report {
@@ -78,6 +84,9 @@ impl fmt::Display for Report {
         for note in &self.notes {
             writeln!(f, "{image}: note: {note}")?;
         }
+        if let Some(log) = &self.log {
+            writeln!(f, "{image}: {log}")?;
+        }
         for Outcome { text, state, repair, advice, .. } in &self.outcomes {
             writeln!(f, "{image}: {text}")?;
             let repair = repair.unwrap_or_default();
@@ -85,6 +94,9 @@ impl fmt::Display for Report {
                 State::Repaired => writeln!(f, "{image}: repaired: {repair}"),
                 State::Repairable => {
                     writeln!(f, "{image}: not repaired: fsck.swapfs -p to {repair}")
+                }
+                State::RepairableWithLoss => {
+                    writeln!(f, "{image}: not repaired: fsck.swapfs -y to {repair}")
                 }
                 State::BeyondRepair => writeln!(f, "{image}: can't be repaired: {advice}"),
             }?;

@@ -1,6 +1,7 @@
 //! Looking at an image: which superblock is believed, and what is wrong. Nothing is written here.
 
-use super::fields;
+use super::log::LogReport;
+use super::{fields, log};
 use crate::failure::Failure;
 use serde::Serialize;
 use std::cmp::Reverse;
@@ -10,6 +11,7 @@ use swapfs_format::superblock::{
 };
 use swapfs_format::swap_header::{SIGNATURE_OFFSET, SwapHeader};
 use swapfs_format::{PAGE_BYTES, PAGE_LEN, size, types};
+use swapfsd::backend::log::scan::LogArea;
 use swapfsd::image::Image;
 use swapfsd::sys::file::read_all_at;
 
@@ -41,6 +43,49 @@ pub enum ProblemKind {
     BadMembers,
     /// Page 0 of the volume is no swap header that the kernel would take.
     BadSwapHeader,
+    /// An anchor of the log is damaged or missing.
+    LogAnchor,
+    /// The anchor speaks of a clean stop, and the log has gone on since.
+    LogOutdated,
+    /// The checkpoint of a clean stop does not match the log.
+    LogCheckpoint,
+    /// Header or records of a part of the log are damaged.
+    LogSummary,
+    /// A part of the log stands where another one belongs.
+    LogMisplaced,
+    /// Parts of the log are not in order, or there twice.
+    LogSequence,
+    /// Objects of the log lie over each other.
+    LogOverlap,
+    /// An object that a slot needs has a wrong checksum.
+    LogObject,
+    /// A record of the log says what can't be.
+    LogRecord,
+    /// A part of the log of a version or kind that this program does not know.
+    LogUnknown,
+    /// A segment of the log can't be read.
+    LogUnreadable,
+}
+
+impl ProblemKind {
+    /// There can be several of the kind in one image.
+    pub(super) fn is_of_the_log(self) -> bool {
+        use ProblemKind as Kind;
+        matches!(
+            self,
+            Kind::LogAnchor
+                | Kind::LogOutdated
+                | Kind::LogCheckpoint
+                | Kind::LogSummary
+                | Kind::LogMisplaced
+                | Kind::LogSequence
+                | Kind::LogOverlap
+                | Kind::LogObject
+                | Kind::LogRecord
+                | Kind::LogUnknown
+                | Kind::LogUnreadable
+        )
+    }
 }
 
 /// A page that ends a problem when it is written.
@@ -52,6 +97,8 @@ pub struct Repair {
     pub offset_bytes: u64,
     /// What goes there.
     pub page: Box<[u8; PAGE_LEN]>,
+    /// Something that may still be dug out by hand is gone then.
+    pub loses: bool,
 }
 
 /// Something that is wrong.
@@ -87,17 +134,19 @@ pub struct Survey {
     pub problems: Vec<Problem>,
     /// What is unusual, and right.
     pub notes: Vec<String>,
+    /// Of type `log`: what it holds.
+    pub log: Option<LogReport>,
 }
 
 /// The advice where only a new format helps.
 pub(super) const FORMAT_AGAIN: &str =
     "format it again with mkswapfs -f (a volume that is not swapped to holds nothing of value)";
 
-/// Looks at an image that is open for oneself.
+/// Looks at an image that is open for oneself; with `thorough`, at all that its log holds.
 ///
 /// # Errors
 /// If it is no swapfs volume, or one of a newer program: then nothing can be said about it.
-pub fn survey(image: &Image) -> Result<Survey, Failure> {
+pub fn survey(image: &Image, thorough: bool) -> Result<Survey, Failure> {
     let copies = Copies::read(image);
     copies.refuse_newer(image)?;
     let mut survey = Survey::default();
@@ -110,6 +159,10 @@ pub fn survey(image: &Image) -> Result<Survey, Failure> {
     let whole = image.bytes() >= superblock.image_bytes;
     if whole && superblock.type_name == types::LINEAR.name && !superblock.is_ghost() {
         swap_header(image, &superblock, &mut survey)?;
+    }
+    if whole && superblock.type_name == types::LOG.name && LogArea::of(&superblock).is_ok() {
+        let Survey { problems, notes, .. } = &mut survey;
+        survey.log = Some(log::check(image, &superblock, thorough, problems, notes)?);
     }
     forbid_repairs_of_newer(&superblock, &mut survey);
     // From the end of the image to its start, as a format writes it: so a good primary superblock
@@ -307,6 +360,7 @@ fn primary_from(backup: &Superblock) -> Result<Repair, Failure> {
         action: "write the primary superblock from the backup",
         offset_bytes: PRIMARY_OFFSET_BYTES,
         page: encoded(backup)?,
+        loses: false,
     })
 }
 
@@ -315,6 +369,7 @@ fn backup_from(primary: &Superblock, place: u64) -> Result<Repair, Failure> {
         action: "write the backup superblock from the primary",
         offset_bytes: place,
         page: encoded(primary)?,
+        loses: false,
     })
 }
 
@@ -383,6 +438,7 @@ fn swap_header(image: &Image, superblock: &Superblock, survey: &mut Survey) -> R
             action: "write the swap header anew",
             offset_bytes,
             page: Box::new(superblock.swap_header().encode()),
+            loses: false,
         }),
         advice: String::new(),
     });

@@ -503,7 +503,7 @@ fn the_primary_superblock_is_repaired_last() {
     disk.write(0, &[0; PAGE_LEN]);
     disk.write(DATA_OFFSET, &[0; PAGE_LEN]);
     let image = Image::open(&disk.path, Access::ReadOnly).unwrap();
-    let problems = survey(&image).unwrap().problems;
+    let problems = survey(&image, true).unwrap().problems;
     let places = problems.iter().map(|problem| problem.repair.as_ref().unwrap().offset_bytes);
     assert_eq!(places.collect::<Vec<_>>(), [DATA_OFFSET, 0]);
 }

@@ -1,7 +1,7 @@
 //! Seconds since 1970 as a date, so that no time library is needed for one line of text.
 
 /// `2026-11-21 02:50:04 UTC`.
-pub(super) fn utc(unix_s: u64) -> String {
+pub(crate) fn utc(unix_s: u64) -> String {
     let (mut days, second) = (unix_s / 86_400, unix_s % 86_400);
     // Whole 400-year cycles first: a damaged or far-off time must not take long.
     const CYCLE_DAYS: u64 = 146_097;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::log_survey::builder::LogImage;
 use mkswapfs::FormatRequest;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
@@ -85,4 +86,90 @@ fn a_mounted_volume_can_be_inspected() {
     let (_folder, path) = formatted(|_| ());
     let _mounted = Image::open_exclusive(&path, Access::ReadWrite).unwrap();
     assert!(inspect(&path).is_ok());
+}
+
+fn show(path: &Path, svg: Option<&Path>) -> Result<(), Failure> {
+    run(&InspectRequest { image: path, json: true, segments: true, svg })
+}
+
+#[test]
+fn the_segments_of_a_log_are_shown() {
+    let mut log = LogImage::new();
+    for segment in 1..=5 {
+        let slots: Vec<u32> = (segment * 40..segment * 40 + 15).collect();
+        log.objects(segment, &slots);
+        log.objects(segment, &slots[..7]);
+    }
+    log.objects(7, &(40..55).collect::<Vec<u32>>());
+    let damaged = log.objects(8, &[1]);
+    log.objects(9, &[2]);
+    log.flip(damaged + 130);
+    let mut inspection = inspect(&log.path).unwrap();
+    assert!(inspection.log.is_none());
+    inspection.look_at_log().unwrap();
+    let text = inspection.to_string();
+    for part in [
+        "log                in use: mounted, or not stopped in order",
+        "segments           16 of 64 KiB: 6 live, 1 dead, 7 free, 0 of the checkpoint, 1 damaged",
+        "slots              76 with an object (304 KiB as 74.2 KiB), 0 same-filled, 0 discarded",
+        "problems           1: see fsck.swapfs -n",
+        "live share           0 to  10 %: 2",
+        "by age             oldest 0222220 newest",
+        "                0  A-2222.2X0......\n",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let json = serde_json::to_value(&inspection).unwrap();
+    assert_eq!(json["log"]["in_use"], true);
+    assert_eq!(json["log"]["segments"][7]["state"], "damaged");
+    assert_eq!(json["log"]["segments"].as_array().unwrap().len(), 15);
+    assert_eq!(json["log"]["totals"]["object_slots"], 76);
+    assert_eq!(json["log"]["problems"][0]["segment"], 8);
+}
+
+#[test]
+fn a_mounted_log_can_be_inspected_and_drawn() {
+    let mut log = LogImage::new();
+    log.objects(1, &[1, 2]);
+    log.objects(4, &[3]);
+    log.stop(6);
+    let _mounted = Image::open_exclusive(&log.path, Access::ReadWrite).unwrap();
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let picture = folder.path().join("log.svg");
+    show(&log.path, Some(&picture)).unwrap();
+    let svg = std::fs::read_to_string(&picture).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+    // A cell for each segment, nine in the legend, and two frames.
+    assert_eq!(svg.matches("<rect").count(), 16 + 9 + 2);
+    assert_eq!(svg.matches("<circle").count(), 3, "one for each filling");
+    assert!(svg.contains("stopped in order") && svg.contains("newest filling (3)"));
+    assert_eq!(svg.matches('<').count(), svg.matches('>').count());
+    // Once more over itself; and never over an image.
+    show(&log.path, Some(&picture)).unwrap();
+    let failure = show(&log.path, Some(&log.path)).unwrap_err().to_string();
+    assert!(failure.contains("is not overwritten by a picture"), "{failure}");
+    assert!(inspect(&log.path).unwrap().primary.good);
+}
+
+#[test]
+fn other_types_have_no_segments() {
+    let (_folder, path) = formatted(|_| ());
+    let failure = show(&path, None).unwrap_err().to_string();
+    assert!(failure.contains("type 'linear' has no segments"), "{failure}");
+}
+
+#[test]
+fn zz_draw() {
+    let mut log = LogImage::new();
+    let mut k = 0u32;
+    for segment in [1, 2, 3, 5, 8, 4, 11, 12, 10] {
+        for _ in 0..3 {
+            log.objects(segment, &(k..k + 14).map(|s| s * 7 % 250).collect::<Vec<_>>());
+            k += 14;
+        }
+    }
+    let d = log.objects(9, &[1, 2]);
+    log.stop(13);
+    log.flip(d + 140);
+    show(&log.path, Some(Path::new("/var/tmp/fsck-picture.svg"))).unwrap();
 }

@@ -7,7 +7,9 @@ use crate::control::InDevice;
 use crate::crash::{self, Point};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::sys::file::{self, Discarded};
+use crate::trace::{Kind, Recorder};
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use swapfs_format::{PAGE_BYTES, PAGE_LEN};
@@ -30,6 +32,7 @@ pub(super) struct Device {
     pub(super) buffers: BufferPool,
     pub(super) counters: Counters,
     pub(super) pace: Pace,
+    pub(super) recorder: Option<Arc<Recorder>>,
 }
 
 impl Device {
@@ -56,8 +59,9 @@ impl Device {
     fn read_aligned(&self, first: u64, pages: &mut [u8]) -> Result<()> {
         let started = Instant::now();
         let _in_device = InDevice::enter();
-        file::read_all_at(&self.file, pages, self.offset_of(first))
-            .map_err(|errno| Error::from_os(Operation::Read, first, errno))?;
+        let outcome = file::read_all_at(&self.file, pages, self.offset_of(first));
+        self.ended(Kind::Read, first, pages.len() as u64, started);
+        outcome.map_err(|errno| Error::from_os(Operation::Read, first, errno))?;
         self.pace.record(pages.len(), started.elapsed());
         Ok(())
     }
@@ -95,8 +99,9 @@ impl Device {
     fn write_aligned(&self, first: u64, pages: &[u8]) -> Result<()> {
         let started = Instant::now();
         let _in_device = InDevice::enter();
-        file::write_all_at(&self.file, pages, self.offset_of(first))
-            .map_err(|errno| Error::from_os(Operation::Write, first, errno))?;
+        let outcome = file::write_all_at(&self.file, pages, self.offset_of(first));
+        self.ended(Kind::Write, first, pages.len() as u64, started);
+        outcome.map_err(|errno| Error::from_os(Operation::Write, first, errno))?;
         self.pace.record(pages.len(), started.elapsed());
         Ok(())
     }
@@ -122,6 +127,16 @@ impl Device {
         if let Some(checksums) = &self.checksums {
             checksums.record(first, pages);
         }
+        if let Some(recorder) = &self.recorder {
+            recorder.accepted(pages.len() as u64);
+        }
+    }
+
+    /// Tells the trace, if there is one, of an operation from slot `first` on that has ended.
+    pub(super) fn ended(&self, kind: Kind, first: u64, length_bytes: u64, started: Instant) {
+        if let Some(recorder) = &self.recorder {
+            recorder.record(kind, self.offset_of(first), length_bytes, started);
+        }
     }
 
     /// Tests what came from the device.
@@ -141,7 +156,9 @@ impl Device {
         let length = count * PAGE_BYTES;
         self.begin(first, count);
         let _in_device = InDevice::enter();
+        let started = Instant::now();
         let outcome = file::punch_hole(&self.file, self.offset_of(first), length);
+        self.ended(Kind::Discard, first, length, started);
         if outcome != Ok(Discarded::Yes) {
             self.call_off(first, count);
         }
@@ -163,7 +180,12 @@ impl Device {
 
     pub(super) fn flush(&self) -> Result<()> {
         let _in_device = InDevice::enter();
-        file::sync_data(&self.file).map_err(|errno| Error::from_os(Operation::Flush, 0, errno))
+        let started = Instant::now();
+        let outcome = file::sync_data(&self.file);
+        if let Some(recorder) = &self.recorder {
+            recorder.record(Kind::Flush, 0, 0, started);
+        }
+        outcome.map_err(|errno| Error::from_os(Operation::Flush, 0, errno))
     }
 
     pub(super) fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {

@@ -20,6 +20,7 @@ use crate::control::InDevice;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::held::Held;
 use crate::sys::device as device_calls;
+use crate::trace::Recorder;
 use checksum::ChecksumTable;
 use device::Device;
 use pace::Pace;
@@ -40,7 +41,8 @@ pub struct Linear {
 
 impl Linear {
     /// Opens the data section that `superblock` describes. `file` is the image, opened with
-    /// O_DIRECT; `buffers` is where aligned copies come from, registered with io_uring.
+    /// O_DIRECT; `buffers` is where aligned copies come from, registered with io_uring. What is
+    /// done to the file goes to `recorder`, if there is one.
     ///
     /// # Errors
     /// No memory for the checksums, or no io_uring (`ENOSYS`, or `EPERM` where it is forbidden).
@@ -50,6 +52,7 @@ impl Linear {
         options: &LinearOptions,
         buffers: BufferPool,
         held: &Held,
+        recorder: Option<Arc<Recorder>>,
     ) -> io::Result<Linear> {
         let checksums = options
             .checksum
@@ -62,6 +65,7 @@ impl Linear {
             buffers,
             counters: device::Counters::default(),
             pace: Pace::default(),
+            recorder,
         });
         let uring = match options.engine {
             LinearEngine::Sync => None,

@@ -22,7 +22,8 @@ fn linear(engine: LinearEngine, checksum: bool) -> (Linear, File, Superblock, Bu
     let buffers = BufferPool::new(16, 4).unwrap();
     let options = LinearOptions { engine, checksum, discard: true };
     let linear =
-        Linear::new(direct, &superblock, &options, buffers.clone(), &Held::private()).unwrap();
+        Linear::new(direct, &superblock, &options, buffers.clone(), &Held::private(), None)
+            .unwrap();
     (linear, file.into_file(), superblock, buffers)
 }
 

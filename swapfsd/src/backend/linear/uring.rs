@@ -17,6 +17,7 @@ use crate::error::{Error, Operation};
 use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::IoPath;
 use crate::sys::file;
+use crate::trace::Kind;
 use io_uring::{IoUring, opcode, types};
 use std::collections::VecDeque;
 use std::io;
@@ -24,6 +25,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use swapfs_format::PAGE_LEN;
 
 /// Requests in the ring at most. The loop device has 128 in flight, FUSE 256.
@@ -39,6 +41,8 @@ struct Job {
     first: u64,
     buffer: PageBuffer,
     done: Completion,
+    /// When it went into the ring, if somebody wants to know.
+    started: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -104,7 +108,7 @@ impl UringEngine {
         while queue.len() == QUEUE_CAPACITY {
             queue = shared.room.wait(queue);
         }
-        queue.push_back(Job { operation, first, buffer, done });
+        queue.push_back(Job { operation, first, buffer, done, started: None });
         drop(queue);
         // The thread says that it sleeps before it looks into the queue for the last time.
         if shared.asleep.swap(false, Ordering::SeqCst) {
@@ -195,7 +199,7 @@ impl<'a> RingThread<'a> {
         let was_full = queue.len() == QUEUE_CAPACITY;
         let mut taken = 0;
         while let Some(index) = self.free.pop() {
-            let Some(job) = queue.pop_front() else {
+            let Some(mut job) = queue.pop_front() else {
                 self.free.push(index);
                 break;
             };
@@ -204,6 +208,7 @@ impl<'a> RingThread<'a> {
                 self.shared.device.begin(job.first, count);
             }
             control::enter_device();
+            job.started = self.shared.device.recorder.as_ref().map(|_| Instant::now());
             let entry = self.entry(&job).user_data(u64::from(index));
             self.jobs[index as usize] = Some(job);
             // SAFETY: the buffer that the entry names is registered, and the job that
@@ -303,6 +308,10 @@ fn finish(device: &Device, mut job: Job, result: i32) {
             (rest, _) => file::read_all_at(&device.file, rest, offset),
         }
     });
+    if let Some(started) = job.started {
+        let kind = if job.operation == Operation::Write { Kind::Write } else { Kind::Read };
+        device.ended(kind, job.first, job.buffer.len() as u64, started);
+    }
     if outcome.is_err() && job.operation == Operation::Write {
         device.call_off(job.first, (job.buffer.len() / PAGE_LEN) as u64);
     }

@@ -47,7 +47,7 @@ pub(super) fn rebuild(store: &Store) -> io::Result<()> {
             let meaning = entry.meaning();
             tally.add(meaning);
             if let Meaning::Object(object) = meaning {
-                live.add(&object);
+                live.add(object.location, object.stored_bytes());
             }
         }),
         Some(dedup) => {
@@ -75,7 +75,7 @@ pub(super) fn rebuild(store: &Store) -> io::Result<()> {
                     batch.add(entry, object);
                 } else {
                     // Nobody else names it, and it gets its record later.
-                    live.add(&object);
+                    live.add(object.location, object.stored_bytes());
                 }
             });
             batch.count();
@@ -169,7 +169,7 @@ fn count_batch(store: &Store, dedup: &Dedup, batch: &[(Entry, Option<Object>)]) 
         if let (Some(object), Some(checksum)) = (object, checksum)
             && dedup.adopt(bucket, entry, &object, checksum)
         {
-            arena.live_counts().add(&object);
+            arena.live_counts().add(object.location, object.stored_bytes());
         }
     }
 }

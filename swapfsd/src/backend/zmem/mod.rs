@@ -22,30 +22,26 @@
 //! page of the table is zeros before it is linked; a segment that says that it is populated is;
 //! and a word beside an entry is not changed while the entry needs it.
 //!
-//! **Who may read an object.** A slot's lock (one of a few hundred, [`Slots`]) is shared by those
+//! **Who may read an object.** A slot's lock (one of a thousand, [`Slots`]) is shared by those
 //! who read the slot's object and taken alone by who changes its entry. An object is freed only
 //! after its last entry was changed, so nobody reads freed memory. A slot's lock is held for one
 //! page, never two of them at once, and the locks that are taken under it (a bucket of the
 //! index, the free list, a decoder) are never held when a slot's is asked for.
 
-mod arena;
 mod compact;
 mod counters;
 mod dedup;
 mod derived;
-mod entry;
-mod fanout;
-mod kept;
 mod pool;
 mod recompress;
-mod table;
 
+use super::objects::{Slots, WritePages, arena, entry, fanout, fill, kept, lock_any, seat, table};
 use super::{AtStart, Backend};
 use crate::codec::{self, Decoder, Encoded, Encoder, Encoding};
 use crate::crash::{self, Point};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::held::Held;
-use crate::sync::{Condvar, Mutex, RwLock};
+use crate::sync::{Condvar, Mutex};
 use crate::sys::memory;
 use arena::{Arena, Role};
 use counters::{Counters, Field};
@@ -55,18 +51,17 @@ use entry::{AGE_MASK, Entry, Meaning, Object};
 use fanout::Fanout;
 use kept::{Kept, Layout};
 use pool::{OpenSegment, Pool, Purpose};
-use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use swapfs_format::PAGE_LEN;
 use swapfs_format::types::ZmemOptions;
 use table::Table;
 
-/// Locks of slots. Two requests meet by chance once in so many.
-const LOCKS: usize = 1024;
+/// How long a write waits for memory before it is refused.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How often the threads of the background look without being told.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -75,16 +70,6 @@ const LOOK: Duration = Duration::from_millis(250);
 struct Writer {
     encoder: Encoder,
     open: OpenSegment,
-}
-
-/// The slots' locks.
-#[derive(Debug)]
-struct Slots(Box<[RwLock<()>]>);
-
-impl Slots {
-    fn of(&self, slot: u64) -> &RwLock<()> {
-        &self.0[slot as usize % LOCKS]
-    }
 }
 
 /// Everything but the threads.
@@ -114,28 +99,6 @@ pub struct Zmem {
     threads: Vec<JoinHandle<()>>,
 }
 
-thread_local! {
-    /// Which of several equal things is this thread's.
-    static SEAT: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-fn seat() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    SEAT.with(|seat| {
-        if seat.get() == usize::MAX {
-            seat.set(NEXT.fetch_add(1, Ordering::Relaxed));
-        }
-        seat.get()
-    })
-}
-
-/// Locks the first of `things` that is free. Not each thread its own: of the writers, as few as
-/// can be shall have a segment open.
-fn lock_any<T>(things: &[Mutex<T>]) -> std::sync::MutexGuard<'_, T> {
-    let free = things.iter().find_map(Mutex::try_lock);
-    free.unwrap_or_else(|| things[seat() % things.len()].lock())
-}
-
 impl Zmem {
     /// A volume of `slot_count` slots, served by `threads` threads: all of them absent, or what
     /// a predecessor leaves in `held` when it dies. Nothing of that is changed before
@@ -151,7 +114,7 @@ impl Zmem {
     ) -> io::Result<Zmem> {
         let kept = Arc::new(Kept::new(held, layout(slot_count, options))?);
         let max_waiting = (threads as usize).max(6) - 2;
-        let arena = Arc::new(Arena::new(held, Arc::clone(&kept), max_waiting)?);
+        let arena = Arc::new(Arena::new(held, Arc::clone(&kept), max_waiting, PATIENCE)?);
         let dedup = Dedup::new(held, Arc::clone(&kept), options.dedup)?;
         if !held.is_adopted() {
             arena.fill_reserve()?;
@@ -163,7 +126,7 @@ impl Zmem {
             dedup,
             shared: Mutex::new(MayBeShared::new(held.is_adopted())),
             pool: Pool { arena },
-            slots: Slots((0..LOCKS).map(|_| RwLock::new(())).collect()),
+            slots: Slots::default(),
             counters: Counters::default(),
             writers: (0..writers)
                 .map(|_| {
@@ -282,15 +245,6 @@ impl Store {
     /// The index of identical pages, if there is one.
     fn dedup(&self) -> Option<&Dedup> {
         self.dedup.is_on().then_some(&self.dedup)
-    }
-
-    /// Stores pages from slot `first` on, one after the other.
-    fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
-        let mut writer = lock_any(&self.writers);
-        for (index, page) in pages.chunks_exact(PAGE_LEN).enumerate() {
-            self.write_page(&mut writer, first + index as u64, page)?;
-        }
-        Ok(())
     }
 
     fn write_page(&self, writer: &mut Writer, slot: u64, page: &[u8]) -> Result<()> {
@@ -499,9 +453,13 @@ impl Store {
     }
 }
 
-fn fill(page: &mut [u8], word: u64) {
-    for chunk in page.chunks_exact_mut(8) {
-        chunk.copy_from_slice(&word.to_ne_bytes());
+impl WritePages for Store {
+    fn write_pages(&self, first: u64, pages: &[u8]) -> Result<()> {
+        let mut writer = lock_any(&self.writers);
+        for (index, page) in pages.chunks_exact(PAGE_LEN).enumerate() {
+            self.write_page(&mut writer, first + index as u64, page)?;
+        }
+        Ok(())
     }
 }
 
@@ -513,7 +471,7 @@ impl Backend for Zmem {
     }
 
     fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
-        self.fanout.write(&self.store, first, pages)
+        self.fanout.write(&*self.store, first, pages)
     }
 
     fn discard(&self, first: u64, count: u64) -> Result<()> {

@@ -9,19 +9,11 @@
 //! list of free segments, which they visit once in 256 KiB.
 
 use super::arena::{Arena, SEGMENT_BYTES, segment_of};
-use super::entry::{Location, Object};
+use super::entry::{HEADER_BYTES, Location, Object};
 use crate::codec::{self, Encoding};
 use crate::crash::{self, Point};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-/// What stands in front of an object's bytes: its checksum.
-pub(super) const HEADER_BYTES: usize = 4;
-
-/// Bytes that an object takes.
-pub(super) fn stored_bytes(object: &Object) -> u32 {
-    (HEADER_BYTES + object.len) as u32
-}
 
 /// Where a writer appends.
 #[derive(Debug, Default)]
@@ -161,7 +153,7 @@ impl Pool {
     pub(super) fn free(&self, object: &Object) {
         // Readers that had the lock before us are done with it.
         std::sync::atomic::fence(Ordering::Acquire);
-        let size = stored_bytes(object);
+        let size = object.stored_bytes();
         // A damaged entry may name a place where nothing was: that is not ours to free.
         if self.arena.is_inside(object.location, size as usize)
             && self.arena.segment(segment_of(object.location)).1 >= size

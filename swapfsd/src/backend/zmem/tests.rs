@@ -319,7 +319,7 @@ fn a_flipped_bit_is_an_error_and_never_data() {
         let mut found = 0;
         for slot in 0..100 {
             let object = zmem.store.table.get(slot).as_object().unwrap();
-            let size = pool::HEADER_BYTES + object.len;
+            let size = entry::HEADER_BYTES + object.len;
             let bit = random.next() as usize % (size * 8);
             let byte = zmem.store.pool.arena.at(object.location, size).wrapping_add(bit / 8);
             // SAFETY: a byte of the object; nobody else uses the volume.

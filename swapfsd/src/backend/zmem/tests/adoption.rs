@@ -100,7 +100,7 @@ fn a_successor_has_every_page_and_counts_right() {
             next.activate().unwrap();
             // Its threads run already, and may hold segments that they move objects to. (Exactly
             // what the table says: `rebuilt_state_is_what_a_recount_says`.)
-            let moving_bytes = 32 * super::super::arena::SEGMENT_BYTES as u64;
+            let moving_bytes = 32 * arena::SEGMENT_BYTES as u64;
             assert!(number(&next, "mem_used_total_bytes") <= used + moving_bytes);
             check_all(&next, &model);
             serving = next;

@@ -3,7 +3,6 @@
 use super::super::Store;
 use super::super::arena::segment_of;
 use super::super::entry::{Entry, Location, Meaning};
-use super::super::pool::stored_bytes;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use swapfs_format::PAGE_LEN;
@@ -37,7 +36,7 @@ pub(super) fn scan(store: &Store) -> Derived {
                 *entries += 1;
                 if *entries == 1 {
                     *derived.live_bytes.entry(segment_of(object.location)).or_insert(0) +=
-                        stored_bytes(&object);
+                        object.stored_bytes();
                 }
             }
             Meaning::SameFilled(_) | Meaning::SameFilledBeside(_) => derived.same_pages += 1,

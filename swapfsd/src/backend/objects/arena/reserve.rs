@@ -13,7 +13,7 @@ impl Arena {
     /// Populates or releases until the reserve is what it shall be: exactly if the volume is
     /// `idle`, else with some surplus, so that segments do not go back and forth. May wait for
     /// memory: it is in nobody's way. Only one thread may be in here.
-    pub(in super::super) fn keep_reserve(&self, stop: &AtomicBool, idle: bool) -> io::Result<()> {
+    pub(in crate::backend) fn keep_reserve(&self, stop: &AtomicBool, idle: bool) -> io::Result<()> {
         let surplus_from = if idle { self.reserve_segments } else { self.surplus_from() };
         while !stop.load(Ordering::Relaxed) {
             let free = self.free_segments();
@@ -34,7 +34,7 @@ impl Arena {
     ///
     /// # Errors
     /// No memory.
-    pub(in super::super) fn fill_reserve(&self) -> io::Result<()> {
+    pub(in crate::backend) fn fill_reserve(&self) -> io::Result<()> {
         while self.free_segments() < self.reserve_segments && self.populate_one()? {}
         Ok(())
     }
@@ -98,7 +98,7 @@ impl Arena {
     ///
     /// # Errors
     /// What fallocate(2) answers.
-    pub(in super::super) fn release_holes(&self, stop: &AtomicBool) -> io::Result<()> {
+    pub(in crate::backend) fn release_holes(&self, stop: &AtomicBool) -> io::Result<()> {
         let untouched = self.kept.untouched();
         for chunk in (0..untouched).step_by(HOLES_AT_A_TIME as usize) {
             let mut hole = None;

@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const FANOUT: u64 = 512;
 /// Slots below one node.
-pub(super) const NODE_SLOTS: u64 = FANOUT * FANOUT;
+pub(in crate::backend) const NODE_SLOTS: u64 = FANOUT * FANOUT;
 /// A link that leads nowhere. Others are a frame's number plus one.
 const NONE: u32 = 0;
 
 /// The table.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(in crate::backend) struct Table {
     arena: Arc<Arena>,
     kept: Arc<Kept>,
     slot_count: u64,
@@ -38,11 +38,11 @@ fn words_of(links: u64) -> u32 {
 }
 
 impl Table {
-    pub(super) fn new(arena: Arc<Arena>, kept: Arc<Kept>, slot_count: u64) -> Table {
+    pub(in crate::backend) fn new(arena: Arc<Arena>, kept: Arc<Kept>, slot_count: u64) -> Table {
         Table { arena, kept, slot_count }
     }
 
-    pub(super) fn slot_count(&self) -> u64 {
+    pub(in crate::backend) fn slot_count(&self) -> u64 {
         self.slot_count
     }
 
@@ -56,19 +56,19 @@ impl Table {
     }
 
     /// The entry's cell, if the slot's leaf exists.
-    pub(super) fn cell_of(&self, slot: u64) -> Option<&AtomicU64> {
+    pub(in crate::backend) fn cell_of(&self, slot: u64) -> Option<&AtomicU64> {
         let links = self.links(slot)?.load(Ordering::Acquire);
         self.cell(leaf_of(links), slot % FANOUT)
     }
 
     /// The entry of `slot`.
     #[cfg(test)]
-    pub(super) fn get(&self, slot: u64) -> Entry {
+    pub(in crate::backend) fn get(&self, slot: u64) -> Entry {
         self.cell_of(slot).map_or(Entry::ABSENT, |cell| Entry(cell.load(Ordering::Acquire)))
     }
 
     /// The entry's cell; its leaf is made if there is none. `None`: no frame for it.
-    pub(super) fn cell_or_make(&self, slot: u64) -> Option<&AtomicU64> {
+    pub(in crate::backend) fn cell_or_make(&self, slot: u64) -> Option<&AtomicU64> {
         if let Some(cell) = self.cell_of(slot) {
             return Some(cell);
         }
@@ -78,13 +78,13 @@ impl Table {
     }
 
     /// The word beside `slot`'s entry.
-    pub(super) fn word(&self, slot: u64) -> Option<&AtomicU64> {
+    pub(in crate::backend) fn word(&self, slot: u64) -> Option<&AtomicU64> {
         let links = self.links(slot)?.load(Ordering::Acquire);
         self.cell(words_of(links), slot % FANOUT)
     }
 
     /// As [`Table::word`]; the page of words is made if there is none. `None`: no frame for it.
-    pub(super) fn word_or_make(&self, slot: u64) -> Option<&AtomicU64> {
+    pub(in crate::backend) fn word_or_make(&self, slot: u64) -> Option<&AtomicU64> {
         if let Some(word) = self.word(slot) {
             return Some(word);
         }
@@ -119,7 +119,7 @@ impl Table {
 
     /// Calls `visit` with every slot from `first` on, up to `end`, that is not absent, and its
     /// cell. Leaves that do not exist are passed over at once.
-    pub(super) fn for_each(&self, first: u64, end: u64, mut visit: impl FnMut(u64, &AtomicU64)) {
+    pub(in crate::backend) fn for_each(&self, first: u64, end: u64, mut visit: impl FnMut(u64, &AtomicU64)) {
         let end = end.min(self.slot_count);
         let root = self.kept.root();
         let mut slot = first;
@@ -148,7 +148,7 @@ impl Table {
 
     /// Calls `visit` with the number of every frame that the table uses. Of a node for which it
     /// answers false, the pages below are passed over.
-    pub(super) fn for_each_frame(&self, mut visit: impl FnMut(u32) -> bool) {
+    pub(in crate::backend) fn for_each_frame(&self, mut visit: impl FnMut(u32) -> bool) {
         for node in self.kept.root() {
             let node = node.load(Ordering::Acquire);
             if node == NONE || !visit(node - 1) {

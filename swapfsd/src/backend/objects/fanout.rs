@@ -12,7 +12,7 @@
 //! compressing at that priority kept the kernel's own threads on the way of a read (loop, FUSE)
 //! from the processors: reads took 1.8 ms beside writes, and take 0.3 since (RESULTS.md).
 
-use super::Store;
+use super::WritePages;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::sync::{Condvar, Mutex};
 use crate::sys::alloc::IoPath;
@@ -31,7 +31,7 @@ const BATCH_BYTES: usize = 8 * PAGE_LEN;
 /// One large write.
 #[derive(Debug)]
 struct Job<'a> {
-    store: &'a Store,
+    store: &'a dyn WritePages,
     first: u64,
     pages: &'a [u8],
     /// The next byte that nobody has taken.
@@ -48,7 +48,7 @@ impl Job<'_> {
             }
             let batch = &self.pages[start..self.pages.len().min(start + BATCH_BYTES)];
             let first = self.first + (start / PAGE_LEN) as u64;
-            if let Err(error) = self.store.write(first, batch) {
+            if let Err(error) = self.store.write_pages(first, batch) {
                 self.failed.lock().get_or_insert(error);
                 // What nobody has taken yet is left undone.
                 self.next.store(self.pages.len(), Ordering::Relaxed);
@@ -136,7 +136,7 @@ impl Drop for Inside<'_> {
 
 /// The helpers.
 #[derive(Debug)]
-pub(super) struct Fanout {
+pub(in crate::backend) struct Fanout {
     shared: Arc<Shared>,
     gate: Gate,
     /// The threads that write are real-time tasks.
@@ -146,41 +146,41 @@ pub(super) struct Fanout {
 
 impl Fanout {
     /// For so many processors: one helper less, asleep.
-    pub(super) fn new(processors: usize) -> io::Result<Fanout> {
+    pub(in crate::backend) fn new(processors: usize) -> io::Result<Fanout> {
         let shared = Arc::new(Shared::default());
         let gate = Gate { room: processors, state: Mutex::default(), left: Condvar::new() };
         let realtime = process::plans_realtime();
         let mut fanout = Fanout { shared, gate, realtime, helpers: Vec::new() };
         for _ in 1..processors {
             let shared = Arc::clone(&fanout.shared);
-            let thread = std::thread::Builder::new().name("zmem-helper".to_owned());
+            let thread = std::thread::Builder::new().name("write-helper".to_owned());
             fanout.helpers.push(thread.spawn(move || help(&shared))?);
         }
         Ok(fanout)
     }
 
     /// Stores `pages` from slot `first` on, with help if that is worth it.
-    pub(super) fn write(&self, store: &Store, first: u64, pages: &[u8]) -> Result<()> {
+    pub(in crate::backend) fn write(&self, store: &dyn WritePages, first: u64, pages: &[u8]) -> Result<()> {
         if pages.len() < WORTH_PAGES * PAGE_LEN {
-            return store.write(first, pages);
+            return store.write_pages(first, pages);
         }
         let (others, _inside) = self.gate.enter();
         let _ordinary = self.realtime.then(Ordinary::enter);
         if others < self.helpers.len() {
             self.write_with_help(store, first, pages)
         } else {
-            store.write(first, pages)
+            store.write_pages(first, pages)
         }
     }
 
-    fn write_with_help(&self, store: &Store, first: u64, pages: &[u8]) -> Result<()> {
+    fn write_with_help(&self, store: &dyn WritePages, first: u64, pages: &[u8]) -> Result<()> {
         let job = Job { store, first, pages, next: AtomicUsize::new(0), failed: Mutex::default() };
         let pointer = JobPointer((&raw const job).cast());
         {
             let mut place = self.shared.place.lock();
             if place.job.is_some() {
                 drop(place);
-                return store.write(first, pages);
+                return store.write_pages(first, pages);
             }
             (place.job, place.spent) = (Some(pointer), false);
         }
@@ -193,7 +193,7 @@ impl Fanout {
     }
 
     /// Ends the helpers.
-    pub(super) fn stop(&mut self) {
+    pub(in crate::backend) fn stop(&mut self) {
         self.shared.place.lock().stop = true;
         self.shared.put_up.notify_all();
         for helper in self.helpers.drain(..) {

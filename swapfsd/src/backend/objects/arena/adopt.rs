@@ -1,7 +1,6 @@
 //! The arena of a predecessor: mapped while that one is still serving, taken over when it is dead.
 
-use super::super::entry::{Location, Object};
-use super::super::pool::{HEADER_BYTES, stored_bytes};
+use super::super::entry::{HEADER_BYTES, Location, Object};
 use super::{
     Arena, FRAMES_PER_SEGMENT, LIVE_MASK, MAX_FREE_FRAMES, SEGMENT_BYTES, State, segment_of,
 };
@@ -17,7 +16,7 @@ const LISTS_AHEAD: usize = PAGE_LEN / size_of::<u32>();
 
 /// Which of a predecessor's segments this process has in its page tables.
 #[derive(Debug)]
-pub(in super::super) struct Warmed {
+pub(in crate::backend) struct Warmed {
     /// By segment: its generation when it was mapped; 0: never.
     generations: Mapping,
     /// Segments from here on were not looked at, and their part of `generations` not touched.
@@ -45,14 +44,13 @@ impl Warmed {
 /// The segments that were ever populated, while an arena is adopted. Nothing else runs, so that
 /// no step has to be atomic.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct LiveCounts<'a>(&'a [AtomicU32]);
+pub(in crate::backend) struct LiveCounts<'a>(&'a [AtomicU32]);
 
 impl LiveCounts<'_> {
-    /// The object is alive.
-    pub(in super::super) fn add(&self, object: &Object) {
-        let size = stored_bytes(object);
-        let end = object.location + Location::from(size) - 1;
-        let segment = segment_of(object.location);
+    /// Of the segment that `location` lies in, `size` bytes from there on are alive.
+    pub(in crate::backend) fn add(&self, location: Location, size: u32) {
+        let end = location + Location::from(size) - 1;
+        let segment = segment_of(location);
         let Some(info) = self.0.get(segment as usize) else { return };
         let before = info.load(Ordering::Relaxed);
         // Damaged entries may say anything.
@@ -93,7 +91,7 @@ impl Arena {
     /// `MAX_FILLED` of them nothing more is mapped), and it ends: the predecessor populates the
     /// segment that it has released last before all others, and whoever is activated releases
     /// every unpopulated segment once more ([`Arena::release_holes`]).
-    pub(in super::super) fn warm(&self) {
+    pub(in crate::backend) fn warm(&self) {
         if self.kept.map_present().is_err() {
             return;
         }
@@ -126,7 +124,7 @@ impl Arena {
     /// The predecessor is dead: maps what [`Arena::warm`] has not, and makes all that is not
     /// memory empty. [`Arena::adopt_frame`] and [`LiveCounts::add`] put into it what the
     /// table says, and [`Arena::end_adoption`] makes the lists.
-    pub(in super::super) fn begin_adoption(&self) -> io::Result<()> {
+    pub(in crate::backend) fn begin_adoption(&self) -> io::Result<()> {
         self.kept.map_present()?;
         let warmed_end = self.warmed.end.load(Ordering::Relaxed);
         // Neighbours are mapped by one call.
@@ -163,7 +161,7 @@ impl Arena {
     }
 
     /// A frame that the table uses. False: there can be none.
-    pub(in super::super) fn adopt_frame(&self, frame: u32) -> bool {
+    pub(in crate::backend) fn adopt_frame(&self, frame: u32) -> bool {
         let segment = frame / FRAMES_PER_SEGMENT;
         let populated = segment < self.kept.untouched() && self.segment(segment).0.is_populated();
         if populated {
@@ -176,13 +174,23 @@ impl Arena {
         populated
     }
 
+    /// While the arena is adopted: may the segment hold objects?
+    pub(in crate::backend) fn may_be_objects(&self, segment: u32) -> bool {
+        self.segment(segment).0 == State::Sealed
+    }
+
+    /// While the arena is adopted: nothing that lives in the segment is needed.
+    pub(in crate::backend) fn forget_live(&self, segment: u32) {
+        self.info(segment).store(State::Sealed.bits(), Ordering::Relaxed);
+    }
+
     /// Where live objects are counted, by segment.
-    pub(in super::super) fn live_counts(&self) -> LiveCounts<'_> {
+    pub(in crate::backend) fn live_counts(&self) -> LiveCounts<'_> {
         LiveCounts(self.kept.all_information())
     }
 
     /// The checksum in front of an object, if there can be one.
-    pub(in super::super) fn adopted_checksum(&self, object: &Object) -> Option<u32> {
+    pub(in crate::backend) fn adopted_checksum(&self, object: &Object) -> Option<u32> {
         if !self.is_inside(object.location, HEADER_BYTES + object.len) {
             return None;
         }
@@ -192,7 +200,7 @@ impl Arena {
     }
 
     /// Makes the lists and the sums of what was adopted.
-    pub(in super::super) fn end_adoption(&self) {
+    pub(in crate::backend) fn end_adoption(&self) {
         let mut pools = self.pools.lock();
         let pools = &mut *pools;
         pools.free.clear();

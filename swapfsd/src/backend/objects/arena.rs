@@ -18,7 +18,7 @@
 //! * [`reserve`]: populating and releasing.
 //! * [`adopt`]: the arena of a predecessor.
 
-pub(super) mod adopt;
+mod adopt;
 mod reserve;
 
 use super::entry::{Location, MAX_ARENA_BYTES};
@@ -36,20 +36,18 @@ use swapfs_format::PAGE_LEN;
 
 /// Bytes of a segment: objects are appended to it until it is full. Small enough that what is
 /// left at the end of the few open ones is nothing, large enough that taking one is rare.
-pub(super) const SEGMENT_BYTES: usize = 256 << 10;
+pub(in crate::backend) const SEGMENT_BYTES: usize = 256 << 10;
 const FRAMES_PER_SEGMENT: u32 = (SEGMENT_BYTES / PAGE_LEN) as u32;
 /// Segments that only the compactor may take: it needs some to make any free.
-pub(super) const COMPACTOR_SEGMENTS: usize = 2;
+pub(in crate::backend) const COMPACTOR_SEGMENTS: usize = 2;
 /// Frames for the table that can be ready beside those of the segment that is being used up: few
 /// writers race for one, and a process that is killed leaves few that it had not yet linked.
 const MAX_FREE_FRAMES: usize = 4 * FRAMES_PER_SEGMENT as usize;
-/// How long a write waits for a free segment before it is refused.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a segment is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum State {
+pub(in crate::backend) enum State {
     Unpopulated = 0,
     Free = 1,
     /// Someone appends to it.
@@ -91,7 +89,7 @@ impl State {
 
 /// The threads that work in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(in crate::backend) enum Role {
     /// Keeps the reserve, and the index of identical pages large enough.
     Reserve = 0,
     Compactor = 1,
@@ -111,7 +109,7 @@ struct Pools {
 
 /// The arena.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub(in crate::backend) struct Arena {
     mapping: Mapping,
     /// State and live bytes of each segment, in memory that is there as soon as the segment is.
     kept: Arc<Kept>,
@@ -119,6 +117,8 @@ pub(super) struct Arena {
     reserve_segments: usize,
     /// So many writes wait for a segment at most: the other threads are for reads.
     max_waiting: usize,
+    /// How long a write waits for a free segment before it is refused.
+    patience: Duration,
     pools: Mutex<Pools>,
     freed: Condvar,
     /// By role: there is something to do.
@@ -143,7 +143,7 @@ pub(super) struct Arena {
 
 /// The layout of an arena for `limit_bytes` of objects and table, with `reserve_bytes` free
 /// beside them: limit, reserve, and all segments that it can have.
-pub(super) fn segments_for(limit_bytes: u64, reserve_bytes: u64) -> (u32, u32, u32) {
+pub(in crate::backend) fn segments_for(limit_bytes: u64, reserve_bytes: u64) -> (u32, u32, u32) {
     let segments = |bytes: u64| bytes.min(MAX_ARENA_BYTES / 2).div_ceil(SEGMENT_BYTES as u64);
     let limit = segments(limit_bytes).max(4) as u32;
     let reserve = segments(reserve_bytes).max(4) as u32;
@@ -155,7 +155,12 @@ impl Arena {
     ///
     /// # Errors
     /// No address space.
-    pub(super) fn new(held: &Held, kept: Arc<Kept>, max_waiting: usize) -> io::Result<Arena> {
+    pub(in crate::backend) fn new(
+        held: &Held,
+        kept: Arc<Kept>,
+        max_waiting: usize,
+        patience: Duration,
+    ) -> io::Result<Arena> {
         let Layout { segment_count, limit_segments, reserve_segments, .. } = *kept.layout();
         let mapping = held.map(ARENA_REGION, segment_count as usize * SEGMENT_BYTES)?;
         // Measured: huge pages make nothing here faster that can be seen (RESULTS.md).
@@ -166,6 +171,7 @@ impl Arena {
             limit_segments,
             reserve_segments: reserve_segments as usize,
             max_waiting,
+            patience,
             pools: Mutex::new(Pools {
                 // What is free beyond the reserve is given back, but maybe not at once.
                 free: Vec::with_capacity(segment_count as usize),
@@ -197,23 +203,23 @@ impl Arena {
     }
 
     /// Segments that were ever populated are below this number.
-    pub(super) fn touched_segments(&self) -> u32 {
+    pub(in crate::backend) fn touched_segments(&self) -> u32 {
         self.kept.untouched()
     }
 
     /// Can anything lie at `location`? A damaged entry may say anything.
-    pub(super) fn may_hold(&self, location: Location) -> bool {
+    pub(in crate::backend) fn may_hold(&self, location: Location) -> bool {
         location / (SEGMENT_BYTES as Location) < Location::from(self.kept.untouched())
     }
 
     /// State and live bytes of a segment.
-    pub(super) fn segment(&self, segment: u32) -> (State, u32) {
+    pub(in crate::backend) fn segment(&self, segment: u32) -> (State, u32) {
         let info = self.info(segment).load(Ordering::Acquire);
         (State::of(info), info & LIVE_MASK)
     }
 
     /// The state of the segment that `location` lies in.
-    pub(super) fn state_at(&self, location: Location) -> State {
+    pub(in crate::backend) fn state_at(&self, location: Location) -> State {
         self.segment(segment_of(location)).0
     }
 
@@ -221,7 +227,7 @@ impl Arena {
     ///
     /// # Panics
     /// If it does not.
-    pub(super) fn at(&self, location: Location, len: usize) -> *mut u8 {
+    pub(in crate::backend) fn at(&self, location: Location, len: usize) -> *mut u8 {
         let location = location as usize;
         assert!(
             len <= SEGMENT_BYTES
@@ -233,18 +239,18 @@ impl Arena {
     }
 
     /// Can an object of `len` bytes lie at `location`?
-    pub(super) fn is_inside(&self, location: Location, len: usize) -> bool {
+    pub(in crate::backend) fn is_inside(&self, location: Location, len: usize) -> bool {
         self.may_hold(location)
             && segment_of(location) == segment_of(location + len as Location - 1)
             && matches!(self.state_at(location), State::Open | State::Sealed | State::Victim)
     }
 
     /// Takes a segment for objects, and waits a moment if there is none. `None`: refused.
-    pub(super) fn take_for_write(&self) -> Option<u32> {
+    pub(in crate::backend) fn take_for_write(&self) -> Option<u32> {
         if let Some(segment) = self.take(COMPACTOR_SEGMENTS, self.limit_segments, State::Open) {
             return Some(segment);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             // At the limit only the compactor can help, and only if there is something to gain.
             if self.in_use.load(Ordering::Relaxed) >= self.limit_segments
@@ -282,7 +288,7 @@ impl Arena {
 
     /// Takes a segment to move objects to, at once or not at all. `set_aside` of them may be of
     /// those that only the compactor may take, beyond the limit too.
-    pub(super) fn take_for_move(&self, set_aside: usize) -> Option<u32> {
+    pub(in crate::backend) fn take_for_move(&self, set_aside: usize) -> Option<u32> {
         if set_aside > 0 {
             self.take(0, self.limit_segments + COMPACTOR_SEGMENTS as u32, State::Open)
         } else {
@@ -310,13 +316,13 @@ impl Arena {
     }
 
     /// `len` bytes of an open segment are a live object from now on.
-    pub(super) fn add_live(&self, segment: u32, len: u32) {
+    pub(in crate::backend) fn add_live(&self, segment: u32, len: u32) {
         self.info(segment).fetch_add(len, Ordering::AcqRel);
         self.live_bytes.fetch_add(u64::from(len), Ordering::Relaxed);
     }
 
     /// The object of `len` bytes at `location` is dead; nobody can be reading it any more.
-    pub(super) fn sub_live(&self, location: Location, len: u32) {
+    pub(in crate::backend) fn sub_live(&self, location: Location, len: u32) {
         let segment = segment_of(location);
         let before = self.info(segment).fetch_sub(len, Ordering::AcqRel);
         debug_assert!(before & LIVE_MASK >= len);
@@ -328,7 +334,7 @@ impl Arena {
     }
 
     /// Nobody appends to the segment any more.
-    pub(super) fn seal(&self, segment: u32) {
+    pub(in crate::backend) fn seal(&self, segment: u32) {
         let step = State::Sealed.bits() - State::Open.bits();
         let before = self.info(segment).fetch_add(step, Ordering::AcqRel);
         debug_assert_eq!(State::of(before), State::Open);
@@ -338,7 +344,7 @@ impl Arena {
     }
 
     /// Makes a sealed segment a victim of the compactor.
-    pub(super) fn make_victim(&self, segment: u32) -> bool {
+    pub(in crate::backend) fn make_victim(&self, segment: u32) -> bool {
         let change = |info| {
             (State::of(info) == State::Sealed).then_some(info & LIVE_MASK | State::Victim.bits())
         };
@@ -346,7 +352,7 @@ impl Arena {
     }
 
     /// The compactor is done with the segment: free if nothing lives in it, else sealed again.
-    pub(super) fn end_victim(&self, segment: u32) -> bool {
+    pub(in crate::backend) fn end_victim(&self, segment: u32) -> bool {
         if self.free_if_empty(segment, State::Victim) {
             return true;
         }
@@ -395,7 +401,7 @@ impl Arena {
     }
 
     /// Takes a zeroed page for the table.
-    pub(super) fn take_frame(&self) -> Option<u32> {
+    pub(in crate::backend) fn take_frame(&self) -> Option<u32> {
         let frame = loop {
             let mut pools = self.pools.lock();
             if let Some(frame) = pools.frames.pop() {
@@ -428,7 +434,7 @@ impl Arena {
     }
 
     /// Takes a frame back that was never linked.
-    pub(super) fn give_frame_back(&self, frame: u32) {
+    pub(in crate::backend) fn give_frame_back(&self, frame: u32) {
         self.table_frames.fetch_sub(1, Ordering::Relaxed);
         let mut pools = self.pools.lock();
         // One thread gives one back at a time, so there is room; if not, one frame is lost.
@@ -438,7 +444,7 @@ impl Arena {
     }
 
     /// The 512 words of a table page.
-    pub(super) fn frame_words(&self, frame: u32) -> &[AtomicU64] {
+    pub(in crate::backend) fn frame_words(&self, frame: u32) -> &[AtomicU64] {
         let start = self.at(u64::from(frame) * PAGE_LEN as u64, PAGE_LEN);
         // SAFETY: inside the mapping, page-aligned, populated, and as a table page accessed
         // through these atomics only.
@@ -446,7 +452,7 @@ impl Arena {
     }
 
     /// Tells the threads of the background that there is work.
-    pub(super) fn wake(&self) {
+    pub(in crate::backend) fn wake(&self) {
         let mut wanted = self.wanted.lock();
         if *wanted != [true; 2] {
             *wanted = [true; 2];
@@ -455,7 +461,7 @@ impl Arena {
     }
 
     /// Waits until there is work for the thread of that role, or for `at_most`.
-    pub(super) fn wait_for_work(&self, role: Role, at_most: Duration) {
+    pub(in crate::backend) fn wait_for_work(&self, role: Role, at_most: Duration) {
         let mut wanted = self.wanted.lock();
         if !wanted[role as usize] {
             wanted = self.wake.wait_timeout(wanted, at_most);
@@ -464,66 +470,66 @@ impl Arena {
     }
 
     /// Did a write find no segment since this was last asked?
-    pub(super) fn take_urgent(&self) -> bool {
+    pub(in crate::backend) fn take_urgent(&self) -> bool {
         self.urgent.swap(false, Ordering::AcqRel)
     }
 
     /// The compactor has found nothing to gain: writes at the limit need not wait for it until as
     /// much has died as makes a segment.
-    pub(super) fn say_no_gain(&self) {
+    pub(in crate::backend) fn say_no_gain(&self) {
         let freed_bytes = self.freed_bytes.load(Ordering::Relaxed);
         self.no_gain_until.store(freed_bytes + SEGMENT_BYTES as u64, Ordering::Relaxed);
     }
 
     /// There may be something to gain again.
-    pub(super) fn forget_no_gain(&self) {
+    pub(in crate::backend) fn forget_no_gain(&self) {
         self.no_gain_until.store(0, Ordering::Relaxed);
     }
 
-    pub(super) fn free_segments(&self) -> usize {
+    pub(in crate::backend) fn free_segments(&self) -> usize {
         self.pools.lock().free.len()
     }
 
     /// Segments that hold objects or table pages.
-    pub(super) fn used_segments(&self) -> u32 {
+    pub(in crate::backend) fn used_segments(&self) -> u32 {
         self.in_use.load(Ordering::Relaxed)
     }
 
     /// A number that changes whenever an object dies or is made.
-    pub(super) fn changes(&self) -> u64 {
+    pub(in crate::backend) fn changes(&self) -> u64 {
         self.freed_bytes.load(Ordering::Relaxed).wrapping_mul(2).wrapping_add(self.live_bytes())
     }
 
-    pub(super) fn live_bytes(&self) -> u64 {
+    pub(in crate::backend) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes of segments in use, objects and table.
-    pub(super) fn used_bytes(&self) -> u64 {
+    pub(in crate::backend) fn used_bytes(&self) -> u64 {
         u64::from(self.used_segments()) * SEGMENT_BYTES as u64
     }
 
     /// The greatest that [`Arena::used_bytes`] ever was.
-    pub(super) fn max_used_bytes(&self) -> u64 {
+    pub(in crate::backend) fn max_used_bytes(&self) -> u64 {
         u64::from(self.max_used_segments.load(Ordering::Relaxed)) * SEGMENT_BYTES as u64
     }
 
-    pub(super) fn limit_bytes(&self) -> u64 {
+    pub(in crate::backend) fn limit_bytes(&self) -> u64 {
         u64::from(self.limit_segments) * SEGMENT_BYTES as u64
     }
 
     /// Bytes of memory that are present.
-    pub(super) fn populated_bytes(&self) -> u64 {
+    pub(in crate::backend) fn populated_bytes(&self) -> u64 {
         u64::from(self.populated.load(Ordering::Relaxed)) * SEGMENT_BYTES as u64
     }
 
     /// Bytes of the slot table.
-    pub(super) fn table_bytes(&self) -> u64 {
+    pub(in crate::backend) fn table_bytes(&self) -> u64 {
         u64::from(self.table_frames.load(Ordering::Relaxed)) * PAGE_LEN as u64
     }
 }
 
 /// The segment that `location` lies in.
-pub(super) fn segment_of(location: Location) -> u32 {
+pub(in crate::backend) fn segment_of(location: Location) -> u32 {
     (location / SEGMENT_BYTES as u64) as u32
 }

@@ -20,11 +20,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use swapfs_format::PAGE_LEN;
 
 /// The region of the arena.
-pub(super) const ARENA_REGION: usize = 0;
+pub(in crate::backend) const ARENA_REGION: usize = 0;
 /// The region of this file.
 const KEPT_REGION: usize = 1;
 /// The region of the index of identical pages.
-pub(super) const INDEX_REGION: usize = 2;
+pub(in crate::backend) const INDEX_REGION: usize = 2;
 
 /// Says that the header is complete. The last byte is the version of everything that lies in the
 /// regions: table entries, objects, and what is described above.
@@ -33,15 +33,15 @@ const MAGIC: u64 = u64::from_le_bytes(*b"zmemkep\x01");
 /// How the memory is divided up. The first instance says so, and its successors go by it,
 /// whatever their own options are: what lies there can't be moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Layout {
-    pub(super) slot_count: u64,
+pub(in crate::backend) struct Layout {
+    pub(in crate::backend) slot_count: u64,
     /// Slots below one link of the root.
-    pub(super) node_slots: u64,
-    pub(super) segment_count: u32,
-    pub(super) limit_segments: u32,
-    pub(super) reserve_segments: u32,
+    pub(in crate::backend) node_slots: u64,
+    pub(in crate::backend) segment_count: u32,
+    pub(in crate::backend) limit_segments: u32,
+    pub(in crate::backend) reserve_segments: u32,
     /// Buckets that the index of identical pages can have.
-    pub(super) max_buckets: u32,
+    pub(in crate::backend) max_buckets: u32,
 }
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ struct Header {
 
 /// The memory.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(in crate::backend) struct Kept {
     mapping: Mapping,
     layout: Layout,
     /// A predecessor's.
@@ -80,7 +80,7 @@ impl Kept {
     ///
     /// # Errors
     /// What mmap(2) answers; `InvalidData` where the predecessor's is not what it should be.
-    pub(super) fn new(held: &Held, layout: Layout) -> io::Result<Kept> {
+    pub(in crate::backend) fn new(held: &Held, layout: Layout) -> io::Result<Kept> {
         if !held.is_adopted() {
             let kept = Kept::map(held, layout, false)?;
             kept.mapping.populate_range(0, kept.information)?;
@@ -115,12 +115,12 @@ impl Kept {
         Ok(Kept { mapping, layout, adopted, information, generations, linked })
     }
 
-    pub(super) fn layout(&self) -> &Layout {
+    pub(in crate::backend) fn layout(&self) -> &Layout {
         &self.layout
     }
 
     /// A predecessor has used this memory.
-    pub(super) fn is_adopted(&self) -> bool {
+    pub(in crate::backend) fn is_adopted(&self) -> bool {
         self.adopted
     }
 
@@ -152,38 +152,38 @@ impl Kept {
     }
 
     /// The links of the table's root.
-    pub(super) fn root(&self) -> &[AtomicU32] {
+    pub(in crate::backend) fn root(&self) -> &[AtomicU32] {
         self.words(PAGE_LEN, self.layout.slot_count.div_ceil(self.layout.node_slots) as usize)
     }
 
     /// A segment's state and live bytes.
-    pub(super) fn information(&self, segment: u32) -> &AtomicU32 {
+    pub(in crate::backend) fn information(&self, segment: u32) -> &AtomicU32 {
         &self.words(self.information, self.layout.segment_count as usize)[segment as usize]
     }
 
     /// The same of all segments that were ever populated.
-    pub(super) fn all_information(&self) -> &[AtomicU32] {
+    pub(in crate::backend) fn all_information(&self) -> &[AtomicU32] {
         self.words(self.information, self.untouched() as usize)
     }
 
     /// How often a segment was populated.
-    pub(super) fn generation(&self, segment: u32) -> &AtomicU32 {
+    pub(in crate::backend) fn generation(&self, segment: u32) -> &AtomicU32 {
         &self.words(self.generations, self.layout.segment_count as usize)[segment as usize]
     }
 
     /// Which of a segment's frames the table uses: valid only while that is found out.
-    pub(super) fn linked(&self, segment: u32) -> &AtomicU64 {
+    pub(in crate::backend) fn linked(&self, segment: u32) -> &AtomicU64 {
         &self.words(self.linked, self.layout.segment_count as usize)[segment as usize]
     }
 
     /// Segments from this one on were never populated.
-    pub(super) fn untouched(&self) -> u32 {
+    pub(in crate::backend) fn untouched(&self) -> u32 {
         self.header().untouched.load(Ordering::Acquire)
     }
 
     /// One more segment will be populated. Its words are put in place: nobody else shall wait
     /// for memory for them.
-    pub(super) fn touch_next(&self) -> u32 {
+    pub(in crate::backend) fn touch_next(&self) -> u32 {
         let segment = self.untouched();
         self.information(segment).store(0, Ordering::Relaxed);
         self.generation(segment).store(0, Ordering::Relaxed);
@@ -196,7 +196,7 @@ impl Kept {
     ///
     /// # Errors
     /// What madvise(2) answers.
-    pub(super) fn map_present(&self) -> io::Result<()> {
+    pub(in crate::backend) fn map_present(&self) -> io::Result<()> {
         let segments = self.untouched() as usize;
         if segments == 0 {
             return Ok(());
@@ -209,11 +209,11 @@ impl Kept {
     }
 
     /// Buckets of the index that are populated; 0: there never was an index.
-    pub(super) fn buckets(&self) -> u32 {
+    pub(in crate::backend) fn buckets(&self) -> u32 {
         self.header().buckets.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_buckets(&self, buckets: u32) {
+    pub(in crate::backend) fn set_buckets(&self, buckets: u32) {
         self.header().buckets.store(buckets, Ordering::Release);
     }
 }

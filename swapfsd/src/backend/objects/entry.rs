@@ -3,27 +3,28 @@
 //! ```text
 //! object       63 ............ 21 | 20 .... 9 | 8 .. 6 |   5   | 4 3 | 2 1 0
 //!              byte in the arena  | length-1  | check  | tried | age | kind 2..7
-//! same-filled  63 ............ 16 | 15 .... 8 | 7 6    | 5 4 3       | 2 1 0
-//!              the word, or a CRC |   check   |  0     |  form       | kind 1
+//! same-filled  63 ............ 16 | 15 .... 8 |    7     | 6 5 4 3   | 2 1 0
+//!              the word, or a CRC |   check   | buffered |  form     | kind 1
 //! absent       0
 //! ```
 //!
 //! `kind` is [`Encoding`]'s number for an object, and 3 more where the object was already there
 //! and this entry names it too: who counts entries again needs to know which objects are shared
-//! ([`super::dedup`]). `check` has the parity of every third bit of kind, length and place: a
+//! (`zmem`'s index of identical pages). `check` has the parity of every third bit of kind, length and place: a
 //! flipped bit shall not name another object. The length is that of the encoded bytes; the
 //! object's checksum lies in front of them. `tried` is set when recompression did not pay.
 //!
 //! A same-filled page has its word in the entry, where 48 bits can say it: with zeros above, ones
 //! above, zeros below, or as one 32-bit word twice. Other words stand beside the entry, in the
 //! table's word pages, and the entry has their CRC-32. The check byte is over everything else.
+//! `buffered` is of `log`: no device has the word yet.
 //! A word is stored while no entry needs the one before it: where the old page is of that kind
 //! too, the new one is for a moment an object ([`word_object`]).
 
 use crate::codec::Encoding;
 
-/// Where an object lies: the byte in the arena at which its checksum starts.
-pub(super) type Location = u64;
+/// Where an object lies: the byte at which its checksum starts, in the arena or on the device.
+pub(in crate::backend) type Location = u64;
 
 const KIND_MASK: u64 = 7;
 const SAME_FILLED: u64 = 1;
@@ -31,15 +32,17 @@ const SAME_FILLED: u64 = 1;
 const SHARED_STEP: u64 = 3;
 const AGE_SHIFT: u32 = 3;
 /// The bits of the age.
-pub(super) const AGE_MASK: u64 = 3 << AGE_SHIFT;
+pub(in crate::backend) const AGE_MASK: u64 = 3 << AGE_SHIFT;
 /// The greatest age.
-pub(super) const OLDEST: u64 = 3;
+pub(in crate::backend) const OLDEST: u64 = 3;
 const TRIED: u64 = 1 << 5;
 const LENGTH_SHIFT: u32 = 9;
 const LENGTH_MASK: u64 = 0xfff;
 const LOCATION_SHIFT: u32 = 21;
 const FORM_SHIFT: u32 = 3;
+const BUFFERED: u64 = 1 << 7;
 const CHECK_SHIFT: u32 = 8;
+const CHECK_MASK: u64 = 0xff << CHECK_SHIFT;
 const PAYLOAD_SHIFT: u32 = 16;
 const PAYLOAD_BITS: u32 = 48;
 const PAYLOAD_MASK: u64 = (1 << PAYLOAD_BITS) - 1;
@@ -50,47 +53,68 @@ const FORM_HIGH: u64 = 2;
 const FORM_TWICE: u64 = 3;
 const FORM_BESIDE: u64 = 4;
 
-/// Bytes that an arena can have: what a location can say.
-pub(super) const MAX_ARENA_BYTES: u64 = 1 << (64 - LOCATION_SHIFT);
+/// Locations that an entry can say.
+const LOCATION_END: Location = 1 << (64 - LOCATION_SHIFT);
+/// Locations from here on are bytes of a device's data section; below are those of the arena.
+pub(in crate::backend) const DEVICE_START: Location = LOCATION_END / 2;
+/// Bytes that an arena can have.
+pub(in crate::backend) const MAX_ARENA_BYTES: u64 = DEVICE_START;
+/// Bytes that the data section of a device can have.
+pub(in crate::backend) const MAX_DEVICE_BYTES: u64 = LOCATION_END - DEVICE_START;
+
+/// What stands in front of an object's bytes: its checksum.
+pub(in crate::backend) const HEADER_BYTES: usize = 4;
 
 /// What an entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(in crate::backend) enum Meaning {
     /// Never written, or discarded: reads as zeros.
     Absent,
     /// The word over and over.
     SameFilled(u64),
     /// The same, with the word in the table's word pages; its CRC-32.
     SameFilledBeside(u32),
-    /// An object in the arena.
+    /// An object.
     Object(Object),
     /// No entry that was ever written.
     Damaged,
 }
 
-/// An object in the arena.
+/// An object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Object {
-    pub(super) encoding: Encoding,
-    pub(super) location: Location,
+pub(in crate::backend) struct Object {
+    pub(in crate::backend) encoding: Encoding,
+    pub(in crate::backend) location: Location,
     /// Encoded bytes, 1 to 4096.
-    pub(super) len: usize,
+    pub(in crate::backend) len: usize,
+}
+
+impl Object {
+    /// Where on the device it lies, in bytes of the data section; `None`: in the arena.
+    pub(in crate::backend) fn device_offset(&self) -> Option<u64> {
+        self.location.checked_sub(DEVICE_START)
+    }
+
+    /// Bytes that it takes, with its checksum.
+    pub(in crate::backend) fn stored_bytes(&self) -> u32 {
+        (HEADER_BYTES + self.len) as u32
+    }
 }
 
 /// An entry as it stands in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry(pub(super) u64);
+pub(in crate::backend) struct Entry(pub(in crate::backend) u64);
 
 impl Entry {
-    pub(super) const ABSENT: Entry = Entry(0);
+    pub(in crate::backend) const ABSENT: Entry = Entry(0);
 
-    pub(super) fn object(object: Object) -> Entry {
-        debug_assert!((1..=4096).contains(&object.len) && object.location < MAX_ARENA_BYTES);
+    pub(in crate::backend) fn object(object: Object) -> Entry {
+        debug_assert!((1..=4096).contains(&object.len) && object.location < LOCATION_END);
         Entry::of_kind(object.encoding as u64, object)
     }
 
     /// One more entry for an object that has one.
-    pub(super) fn shared_object(object: Object) -> Entry {
+    pub(in crate::backend) fn shared_object(object: Object) -> Entry {
         Entry::of_kind(object.encoding as u64 + SHARED_STEP, object)
     }
 
@@ -101,12 +125,12 @@ impl Entry {
     }
 
     /// Made by [`Entry::shared_object`]. Of objects only.
-    pub(super) fn is_shared(self) -> bool {
+    pub(in crate::backend) fn is_shared(self) -> bool {
         self.0 & KIND_MASK > Encoding::Zstd as u64
     }
 
     /// The entry of a same-filled page, and whether `word` has to be put beside it first.
-    pub(super) fn same_filled(word: u64) -> (Entry, bool) {
+    pub(in crate::backend) fn same_filled(word: u64) -> (Entry, bool) {
         let (form, payload) = if word <= PAYLOAD_MASK {
             (FORM_LOW, word)
         } else if word | PAYLOAD_MASK == u64::MAX {
@@ -122,18 +146,35 @@ impl Entry {
         (Entry(bits | check_of(bits) << CHECK_SHIFT), form == FORM_BESIDE)
     }
 
-    pub(super) fn meaning(self) -> Meaning {
+    /// This same-filled entry, with the mark that no device has it yet.
+    pub(in crate::backend) fn buffered(self) -> Entry {
+        let bits = self.0 & !CHECK_MASK | BUFFERED;
+        Entry(bits | check_of(bits) << CHECK_SHIFT)
+    }
+
+    /// Has that mark. Of same-filled entries only.
+    pub(in crate::backend) fn is_buffered(self) -> bool {
+        self.0 & (KIND_MASK | BUFFERED) == SAME_FILLED | BUFFERED
+    }
+
+    /// Says the same as `other`, whatever either has been through.
+    pub(in crate::backend) fn is_same_as(self, other: Entry) -> bool {
+        let history = if self.0 & KIND_MASK == SAME_FILLED { 0 } else { AGE_MASK | TRIED };
+        (self.0 ^ other.0) & !history == 0
+    }
+
+    pub(in crate::backend) fn meaning(self) -> Meaning {
         let number = (self.0 & KIND_MASK) as u8;
         if self == Entry::ABSENT {
             return Meaning::Absent;
         }
         if u64::from(number) == SAME_FILLED {
-            let bits = self.0 & !(0xff << CHECK_SHIFT);
+            let bits = self.0 & !CHECK_MASK;
             if self.0 >> CHECK_SHIFT & 0xff != check_of(bits) {
                 return Meaning::Damaged;
             }
             let payload = self.0 >> PAYLOAD_SHIFT;
-            return match self.0 >> FORM_SHIFT & 31 {
+            return match self.0 >> FORM_SHIFT & 15 {
                 FORM_LOW => Meaning::SameFilled(payload),
                 FORM_ONES => Meaning::SameFilled(payload | !PAYLOAD_MASK),
                 FORM_HIGH => Meaning::SameFilled(payload << PAYLOAD_SHIFT),
@@ -155,7 +196,7 @@ impl Entry {
     }
 
     /// The object, if it is one.
-    pub(super) fn as_object(self) -> Option<Object> {
+    pub(in crate::backend) fn as_object(self) -> Option<Object> {
         match self.meaning() {
             Meaning::Object(object) => Some(object),
             _ => None,
@@ -163,28 +204,28 @@ impl Entry {
     }
 
     /// Ticks since the slot was last touched, 0 to [`OLDEST`]. Of objects only.
-    pub(super) fn age(self) -> u64 {
+    pub(in crate::backend) fn age(self) -> u64 {
         (self.0 & AGE_MASK) >> AGE_SHIFT
     }
 
     /// One tick older.
-    pub(super) fn older(self) -> Entry {
+    pub(in crate::backend) fn older(self) -> Entry {
         let age = (self.age() + 1).min(OLDEST);
         Entry(self.0 & !AGE_MASK | age << AGE_SHIFT)
     }
 
     /// Recompression was tried, and did not pay.
-    pub(super) fn was_tried(self) -> bool {
+    pub(in crate::backend) fn was_tried(self) -> bool {
         self.0 & TRIED != 0
     }
 
     /// As [`Entry::was_tried`] from now on.
-    pub(super) fn tried(self) -> Entry {
+    pub(in crate::backend) fn tried(self) -> Entry {
         Entry(self.0 | TRIED)
     }
 
     /// This object's age and `tried`, for an entry that says where it went.
-    pub(super) fn with_history_of(self, other: Entry) -> Entry {
+    pub(in crate::backend) fn with_history_of(self, other: Entry) -> Entry {
         Entry(self.0 | other.0 & (AGE_MASK | TRIED))
     }
 }
@@ -204,16 +245,16 @@ fn check_of(bits: u64) -> u64 {
 }
 
 /// The checksum of a word that stands beside its entry.
-pub(super) fn word_checksum(word: u64) -> u32 {
+pub(in crate::backend) fn word_checksum(word: u64) -> u32 {
     crc32fast::hash(&word.to_le_bytes())
 }
 
 /// Bytes of a [`word_object`].
-pub(super) const WORD_OBJECT_BYTES: usize = 45;
+pub(in crate::backend) const WORD_OBJECT_BYTES: usize = 45;
 
 /// The LZ4 block of the page that `word` fills: the word, the same 4072 bytes on, and, since
 /// a block ends with literals, the word twice. (lz4_Block_format.md)
-pub(super) fn word_object(word: u64) -> [u8; WORD_OBJECT_BYTES] {
+pub(in crate::backend) fn word_object(word: u64) -> [u8; WORD_OBJECT_BYTES] {
     const MATCH: usize = 4096 - 8 - 16;
     // A length of 15 and more goes on in bytes of up to 255; a match is 4 longer than it says.
     const REST: usize = MATCH - 4 - 15;
@@ -269,6 +310,15 @@ mod tests {
     }
 
     #[test]
+    fn a_buffered_word_is_the_same_word() {
+        let (entry, _) = Entry::same_filled(77);
+        let buffered = entry.buffered();
+        assert_eq!(buffered.meaning(), Meaning::SameFilled(77));
+        assert!(buffered.is_buffered() && !entry.is_buffered());
+        assert!(!buffered.is_same_as(entry) && buffered.is_same_as(buffered));
+    }
+
+    #[test]
     fn a_flipped_bit_of_a_same_filled_entry_is_no_other_word() {
         let mut unnoticed = 0;
         for word in [0, 0x41, u64::MAX, 0x3ff0_0000_0000_0000] {
@@ -284,7 +334,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_flipped_bit_of_an_object_names_no_other(
-            number in 2..=4u8, location in 0..MAX_ARENA_BYTES, len in 1..=4096usize, bit in 0..64
+            number in 2..=4u8, location in 0..LOCATION_END, len in 1..=4096usize, bit in 0..64
         ) {
             let encoding = Encoding::from_number(number).unwrap();
             let object = Object { encoding, location, len };
@@ -305,7 +355,7 @@ mod tests {
 
         #[test]
         fn objects_come_back(
-            number in 2..=4u8, location in 0..MAX_ARENA_BYTES, len in 1..=4096usize, ticks in 0..6u64
+            number in 2..=4u8, location in 0..LOCATION_END, len in 1..=4096usize, ticks in 0..6u64
         ) {
             let encoding = Encoding::from_number(number).unwrap();
             let object = Object { encoding, location, len };

@@ -1,0 +1,112 @@
+//! Everything that is not in the slot table, again: by one scan of it.
+//!
+//! After a mount, when the table was read from the device, and after a take-over, when a
+//! predecessor has left it. A kill in here leaves the table as it was.
+
+use super::Store;
+use super::buffer::{HOLD_BYTES, What, chunk_bytes, record_of};
+use super::cost_of;
+use super::part::device_bytes;
+use crate::backend::objects::arena::SEGMENT_BYTES;
+use crate::backend::objects::entry::{Entry, Location, Meaning};
+use crate::crash::{self, Point};
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Makes the derived state of a volume that a predecessor has left, and that nobody else uses.
+///
+/// # Errors
+/// `InvalidData` if the table leads nowhere; what a system call answers.
+pub(super) fn adopt(store: &Store) -> io::Result<()> {
+    let arena = &store.arena;
+    arena.begin_adoption()?;
+    let mut right = true;
+    store.table.for_each_frame(|frame| {
+        let adopted = arena.adopt_frame(frame);
+        right &= adopted;
+        adopted
+    });
+    if !right {
+        let text = "the slot table that was left behind is damaged";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    crash::pass(Point::LogActivating);
+    let live = arena.live_counts();
+    count(store, |entry| {
+        if let Some(object) = entry.as_object()
+            && object.device_offset().is_none()
+            && object.location >= Location::from(HOLD_BYTES)
+        {
+            live.add(record_of(&object), chunk_bytes(object.len));
+        }
+    });
+    // Chunks in the order in which their first records came.
+    let mut chunks: Vec<(u64, u32)> = Vec::with_capacity(arena.touched_segments() as usize);
+    for chunk in 0..arena.touched_segments() {
+        if !arena.may_be_objects(chunk) {
+            continue;
+        }
+        let start = Location::from(chunk) * SEGMENT_BYTES as Location;
+        let mut first = None;
+        let mut lives = arena.segment(chunk).1 > 0;
+        store.buffer.walk(chunk, |found| {
+            first.get_or_insert(found.sequence);
+            let slot = u64::from(found.slot);
+            let plain_lives = match found.what {
+                What::Object(_) => return,
+                What::SameFilled(word) => keep_word(store, slot, word),
+                What::Discarded(count) => store.any_absent(slot, u64::from(count)),
+            };
+            // It is counted out when its turn comes, whether it is needed then or not.
+            live.add(found.location, found.size);
+            lives |= plain_lives;
+        });
+        if let (Some(first), true) = (first, lives) {
+            live.add(start, HOLD_BYTES);
+            chunks.push((first, chunk));
+        } else if first.is_some() {
+            // Nothing of it is needed: it is free.
+            arena.forget_live(chunk);
+        }
+    }
+    arena.end_adoption();
+    chunks.sort_unstable();
+    for (_, chunk) in chunks {
+        store.buffer.enqueue(chunk, Instant::now());
+    }
+    Ok(())
+}
+
+/// A word in the buffer that is its slot's page counts as not written, whatever the entry says: a
+/// flusher may have been killed in between.
+fn keep_word(store: &Store, slot: u64, word: u64) -> bool {
+    let Some(cell) = store.table.cell_of(slot) else { return false };
+    let entry = Entry(cell.load(Ordering::Relaxed));
+    let lives = matches!(entry.meaning(), Meaning::SameFilled(named) if named == word);
+    if lives {
+        cell.store(entry.buffered().0, Ordering::Relaxed);
+    }
+    lives
+}
+
+/// Counts what the table says, and makes the lists of segments. `visit` sees each entry.
+pub(super) fn count(store: &Store, mut visit: impl FnMut(Entry)) {
+    let segments = &store.segments;
+    segments.begin_count();
+    store.counters.begin_count();
+    let mut accounted = 0;
+    store.table.for_each(0, store.table.slot_count(), |_, cell| {
+        let entry = Entry(cell.load(Ordering::Relaxed));
+        store.counters.found(entry);
+        accounted += cost_of(entry);
+        if let Some(object) = entry.as_object()
+            && let Some(segment) = object.device_offset().and_then(|at| segments.segment_of(at))
+        {
+            segments.add_live(segment, device_bytes(object.len));
+        }
+        visit(entry);
+    });
+    store.accounted_bytes.store(accounted, Ordering::Relaxed);
+    segments.end_count();
+}

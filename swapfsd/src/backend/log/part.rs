@@ -1,0 +1,430 @@
+//! Building a part in memory, writing it, and publishing where its objects are now.
+//!
+//! ```text
+//! memory   |         ...  header, records | objects ...            |
+//!          0                              MIDDLE (1 MiB)
+//! ```
+//!
+//! How many records a part has is known only when it is full, and they stand in front. So objects
+//! are put behind the middle of the buffer, and header and records end there: what is written
+//! starts somewhere before the middle.
+//!
+//! Nobody waits for a part: until it is on the device, entries name the places that its objects
+//! come from, and those stay as they are. Then each entry is changed that still says the same.
+
+use super::Store;
+use super::buffer::{Buffer, Found, What};
+use super::counters::Field;
+use crate::backend::objects::entry::{DEVICE_START, Entry, Location, Meaning, Object};
+use crate::codec::Encoding;
+use crate::crash::{self, Point};
+use crate::sys::memory::Mapping;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use swapfs_format::PAGE_LEN;
+use swapfs_format::log::{
+    Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PART_HEADER_LEN, PartHeader, PartKind, RECORD_LEN,
+    Record, payload_offset_for,
+};
+
+const MIDDLE: usize = MAX_PART_BYTES;
+/// What is left of a segment is not worth a part.
+const LEAST_BYTES: u64 = 24 << 10;
+/// More records than fit with the smallest objects.
+pub(super) const MAX_RECORDS: usize = MAX_PART_BYTES / (RECORD_LEN + OBJECT_HEADER_LEN);
+/// How long a stream waits after a write that failed.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What an object takes on the device: itself, and its record.
+pub(super) fn device_bytes(len: usize) -> u64 {
+    (OBJECT_HEADER_LEN + len + RECORD_LEN) as u64
+}
+
+/// What becomes of a record when its part is on the device.
+#[derive(Debug, Clone, Copy)]
+struct Planned {
+    sequence: u64,
+    slot: u32,
+    what: PlannedWhat,
+    /// The record's place among its owner's, who is told when it is done with.
+    source: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum PlannedWhat {
+    /// `expected` is what the slot's entry says as long as this is its page.
+    Object { expected: Entry, encoding: Encoding, len: u16, checksum: u32, at: u32 },
+    /// `changes` is what the slot's lock counted when this was so.
+    SameFilled { word: u64, changes: u64 },
+    Discarded(u32),
+}
+
+/// Where a stream of parts goes.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// Its number among all streams.
+    pub(super) number: usize,
+    /// Free segments that it leaves to others.
+    keep: usize,
+    segment: Option<u32>,
+    fill_bytes: u64,
+    filling: u64,
+}
+
+impl Stream {
+    pub(super) fn new(number: usize, keep: usize) -> Stream {
+        Stream { number, keep, segment: None, fill_bytes: 0, filling: 0 }
+    }
+
+    /// Bytes that the next part can have. `None`: there is no free segment.
+    fn room(&mut self, store: &Store) -> Option<usize> {
+        let segment_bytes = store.segments.area.segment_bytes;
+        if self.segment.is_some() && segment_bytes - self.fill_bytes < LEAST_BYTES {
+            self.close(store);
+        }
+        if self.segment.is_none() {
+            self.segment = Some(store.segments.take(self.keep)?);
+            (self.fill_bytes, self.filling) = (0, 0);
+            crash::pass(Point::LogSegmentTaken);
+        }
+        Some((segment_bytes - self.fill_bytes).min(MAX_PART_BYTES as u64) as usize)
+    }
+
+    /// Bytes of objects that surely fit into this stream's segment and the free ones.
+    pub(super) fn room_bytes(&self, store: &Store) -> u64 {
+        let layout = &store.layout;
+        let left = match self.segment {
+            Some(_) => store.segments.area.segment_bytes - self.fill_bytes,
+            None => 0,
+        };
+        let usable = left.saturating_sub(2 * LEAST_BYTES);
+        usable + store.segments.free_count() as u64 * layout.filled_bytes
+    }
+
+    pub(super) fn close(&mut self, store: &Store) {
+        if let Some(segment) = self.segment.take() {
+            store.segments.close(segment);
+        }
+    }
+}
+
+/// A part in the making.
+#[derive(Debug)]
+pub(super) struct Builder {
+    memory: Mapping,
+    records: Vec<Planned>,
+    payload_bytes: usize,
+    capacity_bytes: usize,
+    began: u64,
+}
+
+/// Why a part can't be begun or written just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blocked {
+    /// There is no free segment.
+    NoSegment,
+    /// The volume is being unmounted.
+    Stopping,
+}
+
+impl Builder {
+    /// An empty one, with all memory that it will use.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn new() -> io::Result<Builder> {
+        let memory = Mapping::new(2 * MAX_PART_BYTES, true)?;
+        let nothing = Planned { sequence: 0, slot: 0, what: PlannedWhat::Discarded(0), source: 0 };
+        let mut records = vec![nothing; MAX_RECORDS + 1];
+        records.clear();
+        Ok(Builder { memory, records, payload_bytes: 0, capacity_bytes: 0, began: 0 })
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "the caller has the builder for itself")]
+    fn bytes(&self, range: std::ops::Range<usize>) -> &mut [u8] {
+        assert!(range.start <= range.end && range.end <= self.memory.len());
+        // SAFETY: inside the mapping, as just checked.
+        let start = unsafe { self.memory.as_ptr().add(range.start) };
+        // SAFETY: populated private memory of this builder's, which its callers have alone; no
+        // two slices are made at a time.
+        unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
+    }
+
+    /// Begins a part for `stream`, if none is begun.
+    pub(super) fn begin(&mut self, store: &Store, stream: &mut Stream) -> Result<(), Blocked> {
+        if self.capacity_bytes == 0 {
+            self.capacity_bytes = stream.room(store).ok_or(Blocked::NoSegment)?;
+            self.began = store.segments.last_write();
+        }
+        Ok(())
+    }
+
+    /// Nothing is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Fits one more record, with `stored` bytes behind it?
+    pub(super) fn fits(&self, stored: usize) -> bool {
+        self.records.len() < MAX_RECORDS
+            && payload_offset_for(self.records.len() + 1) + self.payload_bytes + stored
+                <= self.capacity_bytes
+    }
+
+    /// Adds an object, `stored` with its checksum in front.
+    pub(super) fn push_object(
+        &mut self,
+        (sequence, slot, source): (u64, u32, u32),
+        expected: Entry,
+        object: &Object,
+        stored: &[u8],
+    ) {
+        let at = self.payload_bytes;
+        self.bytes(MIDDLE + at..MIDDLE + at + stored.len()).copy_from_slice(stored);
+        self.payload_bytes += stored.len();
+        let checksum = u32::from_le_bytes([stored[0], stored[1], stored[2], stored[3]]);
+        let (encoding, len) = (object.encoding, object.len as u16);
+        let what = PlannedWhat::Object { expected, encoding, len, checksum, at: at as u32 };
+        self.records.push(Planned { sequence, slot, what, source });
+    }
+
+    /// Adds a record of a same-filled page, as of when the slot's lock had counted `changes`.
+    pub(super) fn push_word(
+        &mut self,
+        (sequence, slot, source): (u64, u32, u32),
+        word: u64,
+        changes: u64,
+    ) {
+        let what = PlannedWhat::SameFilled { word, changes };
+        self.records.push(Planned { sequence, slot, what, source });
+    }
+
+    /// Adds a record of a discard.
+    pub(super) fn push_discard(&mut self, (sequence, slot, source): (u64, u32, u32), count: u32) {
+        let what = PlannedWhat::Discarded(count);
+        self.records.push(Planned { sequence, slot, what, source });
+    }
+
+    /// Writes the part, publishes its objects, and tells `done` of each record's source. The
+    /// builder is empty then.
+    ///
+    /// A write that fails is tried again in another segment, until it succeeds.
+    ///
+    /// # Errors
+    /// `NoSegment`, `Stopping`: nothing has changed, and it may be called again.
+    pub(super) fn write(
+        &mut self,
+        store: &Store,
+        stream: &mut Stream,
+        mut done: impl FnMut(u32),
+    ) -> Result<(), Blocked> {
+        if self.records.is_empty() {
+            self.capacity_bytes = 0;
+            return Ok(());
+        }
+        let place = loop {
+            match self.write_once(store, stream)? {
+                Some(place) => break place,
+                None if store.stop.load(Ordering::Relaxed) => return Err(Blocked::Stopping),
+                None => std::thread::sleep(RETRY),
+            }
+        };
+        crash::pass(Point::LogPartWritten);
+        for planned in &self.records {
+            publish(store, planned, place);
+            done(planned.source);
+        }
+        store.segments.end_part(stream.number);
+        self.records.clear();
+        self.payload_bytes = 0;
+        self.capacity_bytes = 0;
+        Ok(())
+    }
+
+    /// Answers where the payload lies; `None`: the device has failed, and the stream goes on in
+    /// another segment.
+    fn write_once(
+        &mut self,
+        store: &Store,
+        stream: &mut Stream,
+    ) -> Result<Option<Place>, Blocked> {
+        let payload_offset = payload_offset_for(self.records.len());
+        let part_bytes = (payload_offset + self.payload_bytes).next_multiple_of(PAGE_LEN);
+        let Some(segment) = stream.segment else {
+            // The one before has failed.
+            let room = stream.room(store).ok_or(Blocked::NoSegment)?;
+            if room < part_bytes {
+                // Only the start of a segment has surely room for what was begun elsewhere.
+                stream.close(store);
+            }
+            return self.write_once(store, stream);
+        };
+        let area = &store.segments.area;
+        let offset_bytes = stream.fill_bytes;
+        let sequence = store.segments.begin_part(stream.number);
+        if stream.filling == 0 {
+            stream.filling = sequence;
+            store.segments.begin_filling(segment, sequence, self.began);
+        }
+        // Zeros up to the end of the last page: nothing of the memory's past goes to the device.
+        let end = MIDDLE + self.payload_bytes;
+        self.bytes(end..MIDDLE + part_bytes - payload_offset).fill(0);
+        let start = MIDDLE - payload_offset;
+        self.bytes(start..MIDDLE).fill(0);
+        let payload_at = offset_bytes as u32 + payload_offset as u32;
+        for (index, planned) in self.records.iter().enumerate() {
+            let at = start + PART_HEADER_LEN + index * RECORD_LEN;
+            let record = planned.record(payload_at).encode();
+            self.bytes(at..at + RECORD_LEN).copy_from_slice(&record);
+        }
+        let header = PartHeader {
+            kind: PartKind::Data,
+            owner: area.owner,
+            sequence,
+            filling: stream.filling,
+            began_sequence: self.began,
+            durable_sequence: store.segments.durable_part(),
+            segment,
+            offset_bytes: offset_bytes as u32,
+            part_bytes: part_bytes as u32,
+            record_count: self.records.len() as u32,
+            payload_offset_bytes: payload_offset as u32,
+            payload_bytes: self.payload_bytes as u32,
+            payload_crc32: crc32fast::hash(self.bytes(MIDDLE..end)),
+            next_segment: 0,
+        };
+        let part = self.bytes(start..start + part_bytes);
+        header.write_to(part);
+        crash::pass(Point::LogPartBuilt);
+        match store.device.write_at(part, area.offset_of(segment, offset_bytes)) {
+            Ok(()) => {
+                stream.fill_bytes += part_bytes as u64;
+                store.counters.add(Field::DeviceWrittenBytes, part_bytes as u64);
+                store.counters.add(Field::PartsWritten, 1);
+                Ok(Some(Place { segment, payload_at }))
+            }
+            Err(errno) => {
+                store.segments.end_part(stream.number);
+                store.device_failed("write", segment, errno);
+                // Maybe another place can be written.
+                stream.close(store);
+                Ok(None)
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    segment: u32,
+    /// Where in the segment the payload starts.
+    payload_at: u32,
+}
+
+impl Planned {
+    fn record(&self, payload_at: u32) -> Record {
+        let content = match self.what {
+            PlannedWhat::Object { encoding, len, checksum, at, .. } => {
+                Content::Object { encoding: encoding as u8, offset: payload_at + at, len, checksum }
+            }
+            PlannedWhat::SameFilled { word, .. } => Content::SameFilled(word),
+            PlannedWhat::Discarded(count) => Content::Discarded(count),
+        };
+        Record { sequence: self.sequence, slot: self.slot, content }
+    }
+}
+
+fn publish(store: &Store, planned: &Planned, place: Place) {
+    let slot = u64::from(planned.slot);
+    match planned.what {
+        PlannedWhat::Object { expected, encoding, len, at, .. } => {
+            let offset = u64::from(place.segment) * store.segments.area.segment_bytes
+                + u64::from(place.payload_at + at);
+            let location = DEVICE_START + offset as Location;
+            let new = Entry::object(Object { encoding, location, len: usize::from(len) });
+            let cost = device_bytes(usize::from(len));
+            // Counted before it can die.
+            store.segments.add_live(place.segment, cost);
+            if store.replace(slot, expected, new) {
+                crash::pass(Point::LogPublished);
+                store.release(expected);
+            } else {
+                store.segments.sub_live(place.segment, cost);
+            }
+        }
+        PlannedWhat::SameFilled { word, changes } => {
+            store.unbuffer(slot, word, changes);
+            crash::pass(Point::LogPublished);
+        }
+        PlannedWhat::Discarded(_) => {}
+    }
+}
+
+/// What became of a record that was to be put into a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Added {
+    Yes,
+    /// It does not say any more what is so.
+    NotNeeded,
+    /// The part is full.
+    NoRoom,
+}
+
+/// Puts a record of the buffer into a part, if it still says what is so.
+pub(super) fn add_buffered(
+    store: &Store,
+    builder: &mut Builder,
+    found: &Found,
+    source: u32,
+) -> Added {
+    let slot = u64::from(found.slot);
+    let key = (found.sequence, found.slot, source);
+    match found.what {
+        What::Object(object) => {
+            if !builder.fits(OBJECT_HEADER_LEN + object.len) {
+                return Added::NoRoom;
+            }
+            let _shared = store.slots.of(slot).read();
+            let lives = Buffer::lives(found, store.entry(slot));
+            let Some(stored) = lives.then(|| store.buffer.stored(&object)).flatten() else {
+                return Added::NotNeeded;
+            };
+            builder.push_object(key, Entry::object(object), &object, stored);
+        }
+        What::SameFilled(_) => {
+            if !builder.fits(0) {
+                return Added::NoRoom;
+            }
+            if !add_word(store, builder, found.slot, source) {
+                return Added::NotNeeded;
+            }
+        }
+        What::Discarded(count) => {
+            if !builder.fits(0) {
+                return Added::NoRoom;
+            }
+            if !store.any_absent(slot, u64::from(count)) {
+                return Added::NotNeeded;
+            }
+            builder.push_discard(key, count);
+        }
+    }
+    Added::Yes
+}
+
+/// If the slot's page is a word that no device has yet, puts a record of it into a part. With a
+/// number of its own: what it says is so now, whatever was written to the slot and overwritten
+/// since the word came.
+pub(super) fn add_word(store: &Store, builder: &mut Builder, slot: u32, source: u32) -> bool {
+    let changes = store.slots.of(u64::from(slot)).read();
+    let entry = store.entry(u64::from(slot));
+    match entry.meaning() {
+        Meaning::SameFilled(word) if entry.is_buffered() => {
+            let sequence = store.segments.next_write();
+            builder.push_word((sequence, slot, source), word, *changes);
+            true
+        }
+        _ => false,
+    }
+}

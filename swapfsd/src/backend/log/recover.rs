@@ -1,0 +1,256 @@
+//! A table from the device: when a volume is mounted.
+//!
+//! After a clean stop its checkpoint has the table ([`super::checkpoint`]). Else all segments are
+//! read, and of each slot's records the newest counts.
+//!
+//! **What can be believed.** Header and records of a part have a checksum. Parts up to the
+//! greatest `durable_sequence` that any part names were flushed: their objects are there. Newer
+//! ones may have been torn by a power failure, so their objects are tested one by one, and those
+//! that do not check are left out: then the record before them counts. That takes a second
+//! reading, which happens after a power failure in the middle of a write, only.
+
+use super::checkpoint;
+use super::derived;
+use super::scan::{self, LogArea};
+use super::segments::{NOTHING_STALE, State};
+use super::{AtStart, Store};
+use crate::backend::objects::entry::{DEVICE_START, Entry, Object};
+use crate::buffer::{BufferPool, LARGE_BYTES};
+use crate::codec::Encoding;
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::Ordering;
+use swapfs_format::log::{
+    AnchorState, Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PartHeader, PartKind, Record,
+};
+
+/// A record that must not be believed: segment, place of its part, number in it.
+type BadRecord = (u32, u32, u32);
+
+/// Fills the table of a volume that is being mounted.
+///
+/// # Errors
+/// What reading the device answers; no memory.
+pub(super) fn recover(store: &Store) -> io::Result<AtStart> {
+    let anchors = checkpoint::read_anchors(store).map_err(io::Error::from_raw_os_error)?;
+    let newest = anchors.into_iter().flatten().max_by_key(|anchor| anchor.generation);
+    if let Some(anchor) = newest {
+        store.segments.anchor_generation().store(anchor.generation, Ordering::Relaxed);
+        if let AnchorState::Clean { .. } = anchor.state {
+            match checkpoint::load(store, &anchor) {
+                Ok(()) => {
+                    derived::count(store, |_| {});
+                    return Ok(at_start(store));
+                }
+                Err(why) => {
+                    log::warn!("the checkpoint can't be used ({why}): reading all segments");
+                    clear(store);
+                }
+            }
+        }
+    }
+    let mut bad = HashSet::new();
+    loop {
+        let mut reading = Reading::new(store, &bad)?;
+        reading.all()?;
+        let found = reading.test_newest()?;
+        let sequences = (reading.last_write, reading.last_part);
+        drop(reading);
+        if found.is_empty() {
+            let next = newest.map_or((0, 0), |anchor| {
+                (anchor.next_write_sequence.max(1) - 1, anchor.next_sequence.max(1) - 1)
+            });
+            store.segments.set_sequences(sequences.0.max(next.0), sequences.1.max(next.1));
+            derived::count(store, |_| {});
+            return Ok(at_start(store));
+        }
+        log::warn!("{} records of torn writes are left out", found.len());
+        bad.extend(found);
+        clear(store);
+    }
+}
+
+/// Takes everything out of the table again.
+fn clear(store: &Store) {
+    store.table.for_each(0, store.table.slot_count(), |_, cell| {
+        cell.store(Entry::ABSENT.0, Ordering::Relaxed);
+    });
+    for segment in store.segments.area.segments() {
+        store.segments.adopt(segment, State::Free, 0, NOTHING_STALE);
+    }
+}
+
+fn at_start(store: &Store) -> AtStart {
+    if store.entry(0) == Entry::ABSENT { AtStart::Empty } else { AtStart::Kept }
+}
+
+/// Sets a slot's entry, while nothing runs that makes memory for the table.
+///
+/// # Errors
+/// No memory.
+pub(super) fn set_entry(store: &Store, slot: u64, entry: Entry) -> io::Result<()> {
+    if entry == Entry::ABSENT {
+        if let Some(cell) = store.table.cell_of(slot) {
+            cell.store(entry.0, Ordering::Relaxed);
+        }
+        return Ok(());
+    }
+    if store.arena.free_segments() < 8 {
+        store.arena.fill_reserve()?;
+    }
+    let cell = store.table.cell_or_make(slot);
+    let cell = cell.ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    cell.store(entry.0, Ordering::Relaxed);
+    Ok(())
+}
+
+/// One reading of all segments.
+struct Reading<'a> {
+    store: &'a Store,
+    bad: &'a HashSet<BadRecord>,
+    memory: BufferPool,
+    /// By slot: the number of the record that counts.
+    newest: Vec<u64>,
+    /// Parts that may not have been flushed when they were found.
+    young: Vec<PartHeader>,
+    durable: u64,
+    last_write: u64,
+    last_part: u64,
+    failed: Option<io::Error>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(store: &'a Store, bad: &'a HashSet<BadRecord>) -> io::Result<Reading<'a>> {
+        Ok(Reading {
+            store,
+            bad,
+            memory: BufferPool::new(0, 1)?,
+            newest: vec![0; store.table.slot_count() as usize],
+            young: Vec::new(),
+            durable: 0,
+            last_write: 0,
+            last_part: 0,
+            failed: None,
+        })
+    }
+
+    fn area(&self) -> &'a LogArea {
+        &self.store.segments.area
+    }
+
+    fn all(&mut self) -> io::Result<()> {
+        let mut buffer = self.memory.take(LARGE_BYTES);
+        for segment in self.area().segments() {
+            let mut filling = None;
+            let mut plain = false;
+            let read = scan::for_each_part(
+                &*self.store.device,
+                self.area(),
+                segment,
+                &mut buffer,
+                |header, bytes| {
+                    filling.get_or_insert((header.filling, header.began_sequence));
+                    self.last_part = self.last_part.max(header.sequence);
+                    self.last_write = self.last_write.max(header.began_sequence);
+                    self.durable = self.durable.max(header.durable_sequence);
+                    if header.kind != PartKind::Data {
+                        return;
+                    }
+                    if header.sequence > self.durable {
+                        self.young.push(*header);
+                    }
+                    // Known before its objects are: of two that are the same, the younger counts.
+                    self.store.segments.adopt(segment, State::Used, header.filling, 0);
+                    for (index, record) in (0..).zip(swapfs_format::log::records(bytes, header)) {
+                        let Some(record) = record else { continue };
+                        plain |= !matches!(record.content, Content::Object { .. });
+                        if !self.bad.contains(&(segment, header.offset_bytes, index))
+                            && let Err(error) = self.believe(segment, &record)
+                        {
+                            self.failed = Some(error);
+                        }
+                    }
+                },
+            );
+            let found = match read {
+                Ok(_) => filling,
+                Err(errno) => {
+                    // What can't be read can't be trusted to be free either: it is left alone.
+                    self.store.device_failed("read", segment, errno);
+                    self.store.shun(segment);
+                    Some((0, 0))
+                }
+            };
+            match found {
+                Some((filling, began)) => {
+                    self.store.segments.adopt(segment, State::Used, filling, began);
+                }
+                None => self.store.segments.adopt(segment, State::Free, 0, NOTHING_STALE),
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn believe(&mut self, segment: u32, record: &Record) -> io::Result<()> {
+        self.last_write = self.last_write.max(record.sequence);
+        let first = u64::from(record.slot);
+        let slot_count = self.store.table.slot_count();
+        let (count, entry) = match record.content {
+            Content::Discarded(count) => (u64::from(count), Entry::ABSENT),
+            Content::SameFilled(word) => (1, Entry::same_filled(word).0),
+            Content::Object { encoding, offset, len, .. } => {
+                let Some(encoding) = Encoding::from_number(encoding) else { return Ok(()) };
+                let end = u64::from(offset) + OBJECT_HEADER_LEN as u64 + u64::from(len);
+                if end > self.area().segment_bytes {
+                    return Ok(());
+                }
+                let offset =
+                    u64::from(segment) * self.area().segment_bytes + u64::from(offset);
+                let location = DEVICE_START + offset;
+                (1, Entry::object(Object { encoding, location, len: usize::from(len) }))
+            }
+        };
+        for slot in first..(first + count).min(slot_count) {
+            let newest = self.newest[slot as usize];
+            let newer = record.sequence > newest
+                // An object that was moved is there twice until its old place is written again.
+                || record.sequence == newest && self.is_younger(slot, segment);
+            if newer {
+                self.newest[slot as usize] = record.sequence;
+                set_entry(self.store, slot, entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Is the segment younger than the one that the slot's entry names?
+    fn is_younger(&self, slot: u64, segment: u32) -> bool {
+        let segments = &self.store.segments;
+        let named = self.store.entry(slot).as_object();
+        let named = named.and_then(|object| object.device_offset());
+        let named = named.and_then(|offset| segments.segment_of(offset));
+        named.is_some_and(|named| segments.filling(named) < segments.filling(segment))
+    }
+
+    /// Tests the objects of parts that may not have been flushed, as far as they count.
+    fn test_newest(&mut self) -> io::Result<Vec<BadRecord>> {
+        let mut buffer = self.memory.take(LARGE_BYTES);
+        let mut bad = Vec::new();
+        for header in self.young.iter().filter(|header| header.sequence > self.durable) {
+            let part = scan::read_part(&*self.store.device, self.area(), header, &mut buffer);
+            let part = part.map_err(io::Error::from_raw_os_error)?;
+            scan::for_each_checked(part, header, |index, _, right| {
+                let place = (header.segment, header.offset_bytes, index);
+                if !right && !self.bad.contains(&place) {
+                    bad.push(place);
+                }
+            });
+        }
+        Ok(bad)
+    }
+}
+
+const _: () = assert!(LARGE_BYTES >= MAX_PART_BYTES);
