@@ -157,19 +157,3 @@ fn other_types_have_no_segments() {
     let failure = show(&path, None).unwrap_err().to_string();
     assert!(failure.contains("type 'linear' has no segments"), "{failure}");
 }
-
-#[test]
-fn zz_draw() {
-    let mut log = LogImage::new();
-    let mut k = 0u32;
-    for segment in [1, 2, 3, 5, 8, 4, 11, 12, 10] {
-        for _ in 0..3 {
-            log.objects(segment, &(k..k + 14).map(|s| s * 7 % 250).collect::<Vec<_>>());
-            k += 14;
-        }
-    }
-    let d = log.objects(9, &[1, 2]);
-    log.stop(13);
-    log.flip(d + 140);
-    show(&log.path, Some(Path::new("/var/tmp/fsck-picture.svg"))).unwrap();
-}

@@ -8,7 +8,8 @@
 //! or discarded meanwhile is dead when the chunk's turn comes, and never reaches the device. The
 //! chunk is free again when all that lived in it is on the device.
 //!
-//! A record is complete when its sequence number is there: it is stored last, and the place behind
+//! A record is complete when its sequence number is there: it is stored last, under the lock of its
+//! slot, so that numbers are in the order in which entries change; and the place behind
 //! it says that nothing follows before that. So who takes over after a kill finds all of a chunk
 //! by walking it. The slot table alone says which of it lives.
 
@@ -193,11 +194,11 @@ impl Buffer {
         }
     }
 
-    /// Appends an object; answers it. `None`: no room.
+    /// Appends an object; answers it. It is not there before it is [completed](Buffer::complete),
+    /// which comes next. `None`: no room.
     pub(super) fn append_object(
         &self,
         open: &mut OpenChunk,
-        sequence: impl FnOnce() -> u64,
         slot: u64,
         (encoding, checksum): (Encoding, u32),
         bytes: &[u8],
@@ -214,19 +215,19 @@ impl Buffer {
         to[..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         to[HEADER_BYTES..].copy_from_slice(bytes);
         let kind = (encoding as u32) << 16 | bytes.len() as u32;
-        self.finish(open, start, size, slot, kind, 0, sequence());
+        self.finish(open, start, size, slot, (kind, 0));
         let location = start + RECORD_BYTES as Location;
         Some(Object { encoding, location, len: bytes.len() })
     }
 
-    /// Appends a record that is all that there is to say. `None`: no room.
+    /// Appends a record that is all that there is to say; answers where it starts. It is not there
+    /// before it is [completed](Buffer::complete), which comes next. `None`: no room.
     pub(super) fn append_plain(
         &self,
         open: &mut OpenChunk,
-        sequence: u64,
         slot: u64,
         what: What,
-    ) -> Option<()> {
+    ) -> Option<Location> {
         let (kind, value) = match what {
             What::SameFilled(word) => (KIND_SAME_FILLED, word),
             What::Discarded(count) => (KIND_DISCARDED, u64::from(count)),
@@ -234,20 +235,22 @@ impl Buffer {
         };
         let chunk = self.room(open, RECORD_BYTES)?;
         let start = Location::from(chunk) * SEGMENT_BYTES as Location + open.fill as Location;
-        self.finish(open, start, RECORD_BYTES as u32, slot, kind << 16, value, sequence);
-        Some(())
+        self.finish(open, start, RECORD_BYTES as u32, slot, (kind << 16, value));
+        Some(start)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of a record")]
+    /// The record that was appended last is there, with that number.
+    pub(super) fn complete(&self, record: Location, sequence: u64) {
+        self.raw(record).sequence.store(sequence, Ordering::Release);
+    }
+
     fn finish(
         &self,
         open: &mut OpenChunk,
         start: Location,
         size: u32,
         slot: u64,
-        kind: u32,
-        value: u64,
-        sequence: u64,
+        (kind, value): (u32, u64),
     ) {
         let end = open.fill + size as usize;
         // What follows says that nothing does, before this record says that it is there.
@@ -260,7 +263,6 @@ impl Buffer {
         raw.slot.store(slot as u32, Ordering::Relaxed);
         raw.kind.store(kind, Ordering::Relaxed);
         raw.value.store(value, Ordering::Relaxed);
-        raw.sequence.store(sequence, Ordering::Release);
         open.fill = end;
         self.arena.add_live((start / SEGMENT_BYTES as Location) as u32, size);
         crash::pass(Point::LogBuffered);
@@ -422,7 +424,6 @@ impl Buffer {
             (What::SameFilled(word), Meaning::SameFilled(named)) => {
                 word == named && entry.is_buffered()
             }
-            (What::Discarded(_), Meaning::Absent) => true,
             _ => false,
         }
     }

@@ -93,6 +93,7 @@ fn portable(entry: Entry) -> u64 {
             object.location -= DEVICE_START;
             Entry::object(object).0
         }
+        None if entry.is_absent() => Entry::ABSENT.0,
         None => entry.0,
     }
 }

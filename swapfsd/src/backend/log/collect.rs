@@ -10,7 +10,7 @@
 //! not be lost with a victim, since what was flushed must be found after a power failure:
 //!
 //! * A dead object may be the last one of its slot that a device has: the newer one is still in the
-//!   buffer. That is then written with what is moved.
+//!   buffer. That is then written with what is moved. The same of a word and of a discard.
 //! * The record of a discard keeps older records of its slots from being believed. It is moved for
 //!   as long as there can be one, in any segment, free ones included.
 //!
@@ -18,7 +18,7 @@
 
 use super::Store;
 use super::counters::Field;
-use super::part::{Blocked, Builder, Stream, add_word, device_bytes};
+use super::part::{Blocked, Builder, Clear, Stream, add_word, device_bytes};
 use super::scan;
 use super::segments::State;
 use crate::backend::objects::entry::{DEVICE_START, Entry, HEADER_BYTES, Location, Meaning, Object};
@@ -236,7 +236,7 @@ impl Mover {
                 && store.any_absent(slot, u64::from(count))
                 && self.room_to_save(store, 0)?
             {
-                self.builder.push_discard(key, count);
+                self.builder.push_discard(key, count, Clear::Never);
             }
             return Ok(());
         }
@@ -272,7 +272,7 @@ impl Mover {
                     store.counters.add(Field::SavedPages, 1);
                 }
             }
-            (Meaning::SameFilled(_), _) if entry.is_buffered() => {
+            _ if entry.is_buffered() || entry == Entry::DISCARDED => {
                 if !self.room_to_save(store, 0)? {
                     return Ok(());
                 }

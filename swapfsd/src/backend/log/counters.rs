@@ -101,7 +101,7 @@ impl Counters {
     }
 
     fn count_entry(&self, entry: Entry, sign: i64) {
-        if entry != Entry::ABSENT {
+        if !entry.is_absent() {
             self.change(Field::Pages, sign);
         }
         if let Some(kind) = kind_of(entry) {

@@ -65,7 +65,7 @@ use buffer::{Buffer, OpenChunk, What};
 use collect::Collector;
 use counters::{Counters, Field};
 use flush::Flusher;
-use part::device_bytes;
+use part::{Clear, device_bytes};
 use scan::LogArea;
 use segments::Segments;
 use std::io;
@@ -157,6 +157,8 @@ struct Store {
     counters: Counters,
     writers: Box<[Mutex<Writer>]>,
     decoders: Box<[Mutex<Decoder>]>,
+    /// The number of the last discard; 0 while one is under way.
+    latest_discard: AtomicU64,
     /// What objects and words take or will take on the device.
     accounted_bytes: AtomicU64,
     /// Segments that could not be read or emptied: a bit for each.
@@ -244,6 +246,7 @@ impl Log {
                 })
                 .collect(),
             decoders: (0..writers).map(|_| Mutex::new(Decoder::default())).collect(),
+            latest_discard: AtomicU64::new(0),
             accounted_bytes: AtomicU64::new(0),
             shunned: (0..area.segment_count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             arena,
@@ -400,10 +403,32 @@ impl Store {
         }
     }
 
+    /// A device knows that these slots were discarded. Those that still are say so, if it is sure
+    /// that this discard has made them what they are.
+    fn undiscard(&self, first: u64, count: u64, clear: Clear) {
+        let latest = self.latest_discard.load(Ordering::Acquire);
+        match clear {
+            Clear::IfLatest(sequence) if sequence == latest => {}
+            Clear::IfUnchanged(_) => {}
+            _ => return,
+        }
+        self.table.for_each(first, first + count, |slot, cell| {
+            let now = self.slots.of(slot).write();
+            let sure = match clear {
+                Clear::IfUnchanged(changes) => *now == changes,
+                // A discard says so before it changes anything.
+                _ => self.latest_discard.load(Ordering::Acquire) == latest,
+            };
+            if sure && cell.load(Ordering::Acquire) == Entry::DISCARDED.0 {
+                cell.store(Entry::ABSENT.0, Ordering::Release);
+            }
+        });
+    }
+
     /// Does any of these slots hold nothing?
     fn any_absent(&self, first: u64, count: u64) -> bool {
         let end = (first + count).min(self.table.slot_count());
-        (first..end).any(|slot| self.entry(slot) == Entry::ABSENT)
+        (first..end).any(|slot| self.entry(slot).is_absent())
     }
 
     fn write_page(&self, writer: &mut Writer, slot: u64, page: &[u8]) -> Result<()> {
@@ -441,14 +466,14 @@ impl Store {
             return Some(());
         }
         let charge = self.charge(current, RECORD_LEN as u64)?;
-        self.table.cell_or_make(slot)?;
-        let sequence = self.segments.next_write();
-        self.with_room(open, |open| {
-            self.buffer.append_plain(open, sequence, slot, What::SameFilled(word))
+        let cell = self.table.cell_or_make(slot)?;
+        let record = self.with_room(open, |open| {
+            self.buffer.append_plain(open, slot, What::SameFilled(word))
         })?;
         self.accepted(RECORD_LEN as u64);
         charge.keep();
-        self.publish(slot, entry.buffered())
+        self.publish(slot, cell, record, entry.buffered());
+        Some(())
     }
 
     fn write_object(
@@ -460,15 +485,15 @@ impl Store {
     ) -> Option<()> {
         let charge = self.charge(self.entry(slot), device_bytes(bytes.len()))?;
         // Before the object, so that there is none to take back.
-        self.table.cell_or_make(slot)?;
+        let cell = self.table.cell_or_make(slot)?;
         let checksum = codec::checksum(encoding, bytes);
         let object = self.with_room(open, |open| {
-            let sequence = || self.segments.next_write();
-            self.buffer.append_object(open, sequence, slot, (encoding, checksum), bytes)
+            self.buffer.append_object(open, slot, (encoding, checksum), bytes)
         })?;
         self.accepted(device_bytes(bytes.len()));
         charge.keep();
-        self.publish(slot, Entry::object(object))
+        self.publish(slot, cell, buffer::record_of(&object), Entry::object(object));
+        Some(())
     }
 
     fn accepted(&self, bytes: u64) {
@@ -499,16 +524,15 @@ impl Store {
         (before + cost <= self.layout.usable_bytes + cost_of(old)).then_some(charge)
     }
 
-    /// Makes `entry` the slot's, and frees what it was before.
-    fn publish(&self, slot: u64, entry: Entry) -> Option<()> {
-        let cell = self.table.cell_or_make(slot)?;
+    /// Completes the record, makes `entry` the slot's, and frees what it was before.
+    fn publish(&self, slot: u64, cell: &AtomicU64, record: entry::Location, entry: Entry) {
         let mut alone = self.slots.of(slot).write();
         *alone += 1;
+        self.buffer.complete(record, self.segments.next_write());
         let old = Entry(cell.swap(entry.0, Ordering::AcqRel));
         drop(alone);
         crash::pass(Point::LogWritten);
         self.forget(old, entry);
-        Some(())
     }
 
     /// The slot's entry was `old`, and is `new` now.
@@ -542,29 +566,35 @@ impl Store {
         if !present {
             return;
         }
-        // First the record, so that it is never missing.
         let mut slot = first;
         while slot < first + count {
-            let part = (first + count - slot).min(u64::from(u32::MAX)) as u32;
+            let part = (first + count - slot).min(u64::from(u32::MAX));
             let mut writer = lock_any(&self.writers);
-            let sequence = self.segments.next_write();
-            let noted = self.with_room(&mut writer.open, |open| {
-                self.buffer.append_plain(open, sequence, slot, What::Discarded(part))
+            let what = What::Discarded(part as u32);
+            let record =
+                self.with_room(&mut writer.open, |open| self.buffer.append_plain(open, slot, what));
+            // No discard that came before says from now on what these slots are.
+            self.latest_discard.store(0, Ordering::Release);
+            self.table.for_each(slot, slot + part, |slot, cell| {
+                let mut alone = self.slots.of(slot).write();
+                *alone += 1;
+                let old = Entry(cell.swap(Entry::DISCARDED.0, Ordering::AcqRel));
+                drop(alone);
+                crash::pass(Point::LogDiscarding);
+                self.forget(old, Entry::DISCARDED);
             });
-            if noted.is_none() {
-                // The slots hold nothing all the same, until a crash.
-                self.counters.add(Field::DiscardsNotNoted, 1);
+            // Last, so that no record of what was discarded has a greater number.
+            let sequence = self.segments.next_write();
+            match record {
+                Some(record) => {
+                    self.buffer.complete(record, sequence);
+                    self.latest_discard.store(sequence, Ordering::Release);
+                }
+                // The slots hold nothing all the same, until a power failure.
+                None => self.counters.add(Field::DiscardsNotNoted, 1),
             }
-            slot += u64::from(part);
+            slot += part;
         }
-        self.table.for_each(first, first + count, |slot, cell| {
-            let mut alone = self.slots.of(slot).write();
-            *alone += 1;
-            let old = Entry(cell.swap(Entry::ABSENT.0, Ordering::AcqRel));
-            drop(alone);
-            crash::pass(Point::LogDiscarding);
-            self.forget(old, Entry::ABSENT);
-        });
     }
 
     /// Closes chunks that have been open for long, so that their turn comes.

@@ -57,7 +57,18 @@ enum PlannedWhat {
     Object { expected: Entry, encoding: Encoding, len: u16, checksum: u32, at: u32 },
     /// `changes` is what the slot's lock counted when this was so.
     SameFilled { word: u64, changes: u64 },
-    Discarded(u32),
+    Discarded { count: u32, clear: Clear },
+}
+
+/// When the slots of a discard that is on the device may say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clear {
+    /// A later discard may have made them what they are.
+    Never,
+    /// If there was none after the one of this number.
+    IfLatest(u64),
+    /// If the slot's lock has counted no more than this since; of one slot.
+    IfUnchanged(u64),
 }
 
 /// Where a stream of parts goes.
@@ -135,7 +146,7 @@ impl Builder {
     /// No memory.
     pub(super) fn new() -> io::Result<Builder> {
         let memory = Mapping::new(2 * MAX_PART_BYTES, true)?;
-        let nothing = Planned { sequence: 0, slot: 0, what: PlannedWhat::Discarded(0), source: 0 };
+        let nothing = Planned { sequence: 0, slot: 0, what: PlannedWhat::SameFilled { word: 0, changes: 0 }, source: 0 };
         let mut records = vec![nothing; MAX_RECORDS + 1];
         records.clear();
         Ok(Builder { memory, records, payload_bytes: 0, capacity_bytes: 0, began: 0 })
@@ -201,8 +212,13 @@ impl Builder {
     }
 
     /// Adds a record of a discard.
-    pub(super) fn push_discard(&mut self, (sequence, slot, source): (u64, u32, u32), count: u32) {
-        let what = PlannedWhat::Discarded(count);
+    pub(super) fn push_discard(
+        &mut self,
+        (sequence, slot, source): (u64, u32, u32),
+        count: u32,
+        clear: Clear,
+    ) {
+        let what = PlannedWhat::Discarded { count, clear };
         self.records.push(Planned { sequence, slot, what, source });
     }
 
@@ -329,7 +345,7 @@ impl Planned {
                 Content::Object { encoding: encoding as u8, offset: payload_at + at, len, checksum }
             }
             PlannedWhat::SameFilled { word, .. } => Content::SameFilled(word),
-            PlannedWhat::Discarded(count) => Content::Discarded(count),
+            PlannedWhat::Discarded { count, .. } => Content::Discarded(count),
         };
         Record { sequence: self.sequence, slot: self.slot, content }
     }
@@ -357,7 +373,7 @@ fn publish(store: &Store, planned: &Planned, place: Place) {
             store.unbuffer(slot, word, changes);
             crash::pass(Point::LogPublished);
         }
-        PlannedWhat::Discarded(_) => {}
+        PlannedWhat::Discarded { count, clear } => store.undiscard(slot, u64::from(count), clear),
     }
 }
 
@@ -407,15 +423,16 @@ pub(super) fn add_buffered(
             if !store.any_absent(slot, u64::from(count)) {
                 return Added::NotNeeded;
             }
-            builder.push_discard(key, count);
+            builder.push_discard(key, count, Clear::IfLatest(found.sequence));
         }
     }
     Added::Yes
 }
 
-/// If the slot's page is a word that no device has yet, puts a record of it into a part. With a
-/// number of its own: what it says is so now, whatever was written to the slot and overwritten
-/// since the word came.
+/// If the slot's page is a word that no device has yet, or the slot was discarded and no device
+/// knows it, puts a record of that into a part. With a number of its own: what it says is so now,
+/// whatever was written to the slot and overwritten since the word came. (Numbers are given under
+/// the slot's lock, so nothing that is not published yet can have a smaller one.)
 pub(super) fn add_word(store: &Store, builder: &mut Builder, slot: u32, source: u32) -> bool {
     let changes = store.slots.of(u64::from(slot)).read();
     let entry = store.entry(u64::from(slot));
@@ -423,6 +440,12 @@ pub(super) fn add_word(store: &Store, builder: &mut Builder, slot: u32, source: 
         Meaning::SameFilled(word) if entry.is_buffered() => {
             let sequence = store.segments.next_write();
             builder.push_word((sequence, slot, source), word, *changes);
+            true
+        }
+        _ if entry == Entry::DISCARDED => {
+            let sequence = store.segments.next_write();
+            let clear = Clear::IfUnchanged(*changes);
+            builder.push_discard((sequence, slot, source), 1, clear);
             true
         }
         _ => false,

@@ -81,7 +81,7 @@ fn clear(store: &Store) {
 }
 
 fn at_start(store: &Store) -> AtStart {
-    if store.entry(0) == Entry::ABSENT { AtStart::Empty } else { AtStart::Kept }
+    if store.entry(0).is_absent() { AtStart::Empty } else { AtStart::Kept }
 }
 
 /// Sets a slot's entry, while nothing runs that makes memory for the table.

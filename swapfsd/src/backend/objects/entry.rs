@@ -5,7 +5,7 @@
 //!              byte in the arena  | length-1  | check  | tried | age | kind 2..7
 //! same-filled  63 ............ 16 | 15 .... 8 |    7     | 6 5 4 3   | 2 1 0
 //!              the word, or a CRC |   check   | buffered |  form     | kind 1
-//! absent       0
+//! absent       0; or 8: no device has been told yet (`log`)
 //! ```
 //!
 //! `kind` is [`Encoding`]'s number for an object, and 3 more where the object was already there
@@ -107,6 +107,8 @@ pub(in crate::backend) struct Entry(pub(in crate::backend) u64);
 
 impl Entry {
     pub(in crate::backend) const ABSENT: Entry = Entry(0);
+    /// As [`Entry::ABSENT`], and no device knows it yet.
+    pub(in crate::backend) const DISCARDED: Entry = Entry(8);
 
     pub(in crate::backend) fn object(object: Object) -> Entry {
         debug_assert!((1..=4096).contains(&object.len) && object.location < LOCATION_END);
@@ -165,7 +167,7 @@ impl Entry {
 
     pub(in crate::backend) fn meaning(self) -> Meaning {
         let number = (self.0 & KIND_MASK) as u8;
-        if self == Entry::ABSENT {
+        if self.is_absent() {
             return Meaning::Absent;
         }
         if u64::from(number) == SAME_FILLED {
@@ -193,6 +195,11 @@ impl Entry {
                 len: (self.0 >> LENGTH_SHIFT & LENGTH_MASK) as usize + 1,
             }),
         }
+    }
+
+    /// The slot holds nothing.
+    pub(in crate::backend) fn is_absent(self) -> bool {
+        self == Entry::ABSENT || self == Entry::DISCARDED
     }
 
     /// The object, if it is one.
