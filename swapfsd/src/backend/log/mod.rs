@@ -177,7 +177,7 @@ struct Store {
 pub struct Log {
     store: Arc<Store>,
     fanout: Fanout,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     /// A mount, not a take-over: the device says what there is.
     found: Mutex<Option<AtStart>>,
 }
@@ -263,7 +263,8 @@ impl Log {
             recover::recover(&store)?
         };
         let fanout = Fanout::new(processors)?;
-        let mut log = Log { store, fanout, threads: Vec::new(), found: Mutex::new(Some(found)) };
+        let threads = Mutex::default();
+        let log = Log { store, fanout, threads, found: Mutex::new(Some(found)) };
         log.spawn("log-reserve", keep_reserve)?;
         for number in 0..layout.flushers {
             let share = buffer_chunks / 4 / layout.flushers;
@@ -275,21 +276,22 @@ impl Log {
         Ok(log)
     }
 
-    fn spawn(&mut self, name: &str, body: impl FnOnce(&Store) + Send + 'static) -> io::Result<()> {
+    fn spawn(&self, name: &str, body: impl FnOnce(&Store) + Send + 'static) -> io::Result<()> {
         let store = Arc::clone(&self.store);
         let thread = std::thread::Builder::new().name(name.to_owned());
-        self.threads.push(thread.spawn(move || body(&store))?);
+        self.threads.lock().push(thread.spawn(move || body(&store))?);
         Ok(())
     }
 
-    fn end_threads(&mut self) {
+    /// Ends the threads of the background.
+    fn end_threads(&self) {
         {
             let _unchanged = self.store.active.lock();
             self.store.stop.store(true, Ordering::SeqCst);
         }
         self.store.activated.notify_all();
-        self.fanout.stop();
-        for thread in self.threads.drain(..) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
             while !thread.is_finished() {
                 self.store.arena.wake();
                 self.store.buffer.stop();
@@ -304,6 +306,7 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         self.end_threads();
+        self.fanout.stop();
     }
 }
 
@@ -776,6 +779,8 @@ impl Backend for Log {
 
     fn close(&self) -> Result<()> {
         self.flush()?;
+        // Nothing is written behind the checkpoint.
+        self.end_threads();
         checkpoint::write(&self.store)
             .map_err(|errno| Error::from_os(Operation::Flush, 0, errno))
     }

@@ -5,9 +5,10 @@
 //!
 //! **What can be believed.** Header and records of a part have a checksum. Parts up to the
 //! greatest `durable_sequence` that any part names were flushed: their objects are there. Newer
-//! ones may have been torn by a power failure, so their objects are tested one by one, and those
-//! that do not check are left out: then the record before them counts. That takes a second
-//! reading, which happens after a power failure in the middle of a write, only.
+//! ones may have been torn by a power failure, so all of their objects are tested. A part with one
+//! that does not check never counted: it is left out, and made empty, so that it does not count
+//! after the next power failure either. That takes a second reading, which happens after a power
+//! failure in the middle of a write, only.
 
 use super::checkpoint;
 use super::derived;
@@ -17,15 +18,17 @@ use super::{AtStart, Store};
 use crate::backend::objects::entry::{DEVICE_START, Entry, Object};
 use crate::buffer::{BufferPool, LARGE_BYTES};
 use crate::codec::Encoding;
+use swapfs_format::PAGE_LEN;
 use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::Ordering;
 use swapfs_format::log::{
     AnchorState, Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PartHeader, PartKind, Record,
+    payload_offset_for,
 };
 
-/// A record that must not be believed: segment, place of its part, number in it.
-type BadRecord = (u32, u32, u32);
+/// A part that must not be believed: its segment, and its place in it.
+type Torn = (u32, u32);
 
 /// Fills the table of a volume that is being mounted.
 ///
@@ -49,14 +52,17 @@ pub(super) fn recover(store: &Store) -> io::Result<AtStart> {
             }
         }
     }
-    let mut bad = HashSet::new();
+    let mut torn = HashSet::new();
     loop {
-        let mut reading = Reading::new(store, &bad)?;
+        let mut reading = Reading::new(store, &torn)?;
         reading.all()?;
         let found = reading.test_newest()?;
         let sequences = (reading.last_write, reading.last_part);
         drop(reading);
         if found.is_empty() {
+            // What was read may be in the device's cache only, if it was a kill and no power
+            // failure.
+            store.device.flush().map_err(io::Error::from_raw_os_error)?;
             let next = newest.map_or((0, 0), |anchor| {
                 (anchor.next_write_sequence.max(1) - 1, anchor.next_sequence.max(1) - 1)
             });
@@ -64,10 +70,30 @@ pub(super) fn recover(store: &Store) -> io::Result<AtStart> {
             derived::count(store, |_| {});
             return Ok(at_start(store));
         }
-        log::warn!("{} records of torn writes are left out", found.len());
-        bad.extend(found);
+        log::warn!("{} torn parts are left out: they were not flushed", found.len());
+        for header in found {
+            make_empty(store, &header).map_err(io::Error::from_raw_os_error)?;
+            torn.insert((header.segment, header.offset_bytes));
+        }
         clear(store);
     }
+}
+
+/// Makes a torn part one without records: what follows it in the segment is still found.
+fn make_empty(store: &Store, header: &PartHeader) -> Result<(), i32> {
+    let empty = PartHeader {
+        record_count: 0,
+        payload_offset_bytes: payload_offset_for(0) as u32,
+        payload_bytes: 0,
+        payload_crc32: crc32fast::hash(&[]),
+        ..*header
+    };
+    let mut page = store.buffers.take(PAGE_LEN);
+    page.fill(0);
+    // It has no records, so it lies in one sector, which is written or not.
+    empty.write_to(&mut page);
+    let offset = u64::from(header.offset_bytes);
+    store.device.write_at(&page, store.segments.area.offset_of(header.segment, offset))
 }
 
 /// Takes everything out of the table again.
@@ -107,7 +133,7 @@ pub(super) fn set_entry(store: &Store, slot: u64, entry: Entry) -> io::Result<()
 /// One reading of all segments.
 struct Reading<'a> {
     store: &'a Store,
-    bad: &'a HashSet<BadRecord>,
+    torn: &'a HashSet<Torn>,
     memory: BufferPool,
     /// By slot: the number of the record that counts.
     newest: Vec<u64>,
@@ -120,10 +146,10 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(store: &'a Store, bad: &'a HashSet<BadRecord>) -> io::Result<Reading<'a>> {
+    fn new(store: &'a Store, torn: &'a HashSet<Torn>) -> io::Result<Reading<'a>> {
         Ok(Reading {
             store,
-            bad,
+            torn,
             memory: BufferPool::new(0, 1)?,
             newest: vec![0; store.table.slot_count() as usize],
             young: Vec::new(),
@@ -142,7 +168,6 @@ impl<'a> Reading<'a> {
         let mut buffer = self.memory.take(LARGE_BYTES);
         for segment in self.area().segments() {
             let mut filling = None;
-            let mut plain = false;
             let read = scan::for_each_part(
                 &*self.store.device,
                 self.area(),
@@ -153,7 +178,9 @@ impl<'a> Reading<'a> {
                     self.last_part = self.last_part.max(header.sequence);
                     self.last_write = self.last_write.max(header.began_sequence);
                     self.durable = self.durable.max(header.durable_sequence);
-                    if header.kind != PartKind::Data {
+                    if header.kind != PartKind::Data
+                        || self.torn.contains(&(segment, header.offset_bytes))
+                    {
                         return;
                     }
                     if header.sequence > self.durable {
@@ -161,12 +188,8 @@ impl<'a> Reading<'a> {
                     }
                     // Known before its objects are: of two that are the same, the younger counts.
                     self.store.segments.adopt(segment, State::Used, header.filling, 0);
-                    for (index, record) in (0..).zip(swapfs_format::log::records(bytes, header)) {
-                        let Some(record) = record else { continue };
-                        plain |= !matches!(record.content, Content::Object { .. });
-                        if !self.bad.contains(&(segment, header.offset_bytes, index))
-                            && let Err(error) = self.believe(segment, &record)
-                        {
+                    for record in swapfs_format::log::records(bytes, header).flatten() {
+                        if let Err(error) = self.believe(segment, &record) {
                             self.failed = Some(error);
                         }
                     }
@@ -235,21 +258,20 @@ impl<'a> Reading<'a> {
         named.is_some_and(|named| segments.filling(named) < segments.filling(segment))
     }
 
-    /// Tests the objects of parts that may not have been flushed, as far as they count.
-    fn test_newest(&mut self) -> io::Result<Vec<BadRecord>> {
+    /// Tests the objects of parts that may not have been flushed; answers those parts that are torn.
+    fn test_newest(&mut self) -> io::Result<Vec<PartHeader>> {
         let mut buffer = self.memory.take(LARGE_BYTES);
-        let mut bad = Vec::new();
+        let mut torn = Vec::new();
         for header in self.young.iter().filter(|header| header.sequence > self.durable) {
             let part = scan::read_part(&*self.store.device, self.area(), header, &mut buffer);
             let part = part.map_err(io::Error::from_raw_os_error)?;
-            scan::for_each_checked(part, header, |index, _, right| {
-                let place = (header.segment, header.offset_bytes, index);
-                if !right && !self.bad.contains(&place) {
-                    bad.push(place);
-                }
-            });
+            let mut all_right = true;
+            scan::for_each_checked(part, header, |_, _, right| all_right &= right);
+            if !all_right {
+                torn.push(*header);
+            }
         }
-        Ok(bad)
+        Ok(torn)
     }
 }
 
