@@ -174,15 +174,15 @@ impl Geometry {
         Ok(Geometry { image_bytes, backup_offset_bytes: image_bytes - PAGE_BYTES, ..geometry })
     }
 
-    /// The smallest image with a data section of whole segments for a volume of that size, if
-    /// nothing could be compressed: one segment for anchors, and what the collector keeps free.
+    /// An image with a data section of whole segments, as large as the volume, and one more for
+    /// the anchors. (If nothing could be compressed, not all of the volume would fit.)
     ///
     /// # Errors
     /// As [`Geometry::in_place`].
     pub fn in_segments(volume_bytes: u64, segment_bytes: u64) -> Result<Geometry, GeometryError> {
         let slot_count = check_volume_bytes(volume_bytes)?;
         let data_offset_bytes = data_offset(segment_bytes)?;
-        let segments = volume_bytes.div_ceil(segment_bytes).max(MIN_SEGMENTS);
+        let segments = (volume_bytes.div_ceil(segment_bytes) + 1).max(MIN_SEGMENTS);
         let data_bytes = segments * segment_bytes;
         let backup_offset_bytes = data_offset_bytes + data_bytes;
         Ok(Geometry {

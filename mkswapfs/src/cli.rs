@@ -40,7 +40,7 @@ struct Arguments {
     /// An image that the volume stores pages in; only for types that have members
     #[arg(long = "member", value_name = "IMAGE")]
     members: Vec<PathBuf>,
-    /// Erase block that the data is aligned to; what the device says without it
+    /// Erase block that the data is aligned to, a log's segment; what the device says without it
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     erase_block: Option<u64>,
     /// How the space of a file is made sure of

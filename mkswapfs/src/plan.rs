@@ -9,6 +9,7 @@ use swapfs_format::log::{DEFAULT_SEGMENT_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_B
 use swapfs_format::superblock::Superblock;
 use swapfs_format::types::{self, BackendOptions, LogOptions, TypeSpec};
 use swapfs_format::{PAGE_BYTES, size};
+use swapfsd::backend::log::scan::LogArea;
 use uuid::Uuid;
 
 /// How the space of a new file is made sure of.
@@ -124,6 +125,9 @@ pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
         Some(older) if older.uuid == superblock.uuid => now.max(older.created_unix_s + 1),
         _ => now,
     };
+    if spec.name == types::LOG.name {
+        LogArea::of(&superblock).map_err(|why| Error::new(image.display(), why))?;
+    }
     superblock.encode().map_err(|error| Error::new(image.display(), error))?;
     Ok(Plan {
         image: image.clone(),

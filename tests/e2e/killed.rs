@@ -27,12 +27,17 @@ const OPERATIONS: u64 = 700;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A back end and how it is used.
+#[derive(Default)]
 struct Scenario {
     name: &'static str,
     back_end: &'static str,
     options: &'static str,
+    /// How large a log's device is, if it is not large.
+    log_segments: Option<u64>,
     started: bool,
     torn: bool,
+    /// What was flushed outlives the memory.
+    durable: bool,
     points: Vec<Point>,
 }
 
@@ -65,6 +70,11 @@ impl Files {
         let image = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         Files { regions: std::array::from_fn(|_| memory_file()), progress, image }
     }
+
+    /// Nothing of the memory is left, as after a power failure.
+    fn without_memory(self) -> Files {
+        Files { regions: std::array::from_fn(|_| memory_file()), ..self }
+    }
 }
 
 /// A child; killed when dropped.
@@ -85,6 +95,9 @@ impl Serving {
         command.arg("--image").arg(files.image.path());
         command.arg("--regions").args(files.regions.iter().map(path_of));
         command.args(["--progress", &path_of(&files.progress), "--seed", &seed.to_string()]);
+        if let Some(segments) = scenario.log_segments {
+            command.args(["--log-segments", &segments.to_string()]);
+        }
         for (flag, set) in
             [("--adopted", adopted), ("--started", scenario.started), ("--torn", scenario.torn)]
         {
@@ -142,7 +155,8 @@ fn run(scenario: &Scenario) {
             let doublings = if point.name().starts_with("ZmemRecompress") { 5 } else { 10 };
             let last_chance = attempt + 1 == KILLS && killed == 0;
             let far = if last_chance { 1 } else { 1 << rng.below(doublings) };
-            let count = if point == Point::ZmemActivating { 1 } else { 1 + rng.below(far) };
+            let once = matches!(point, Point::ZmemActivating | Point::LogActivating);
+            let count = if once { 1 } else { 1 + rng.below(far) };
             serving = next;
             serving.order(Some(point), count, OPERATIONS);
             next = Serving::start(scenario, &files, seed, true);
@@ -163,6 +177,12 @@ fn run(scenario: &Scenario) {
     println!("{}: anywhere: {killed} of {KILLS_ANYWHERE}", scenario.name);
     next.order(None, 0, 50);
     assert!(!was_killed(scenario, "last", next.end()));
+    if scenario.durable {
+        let files = files.without_memory();
+        let mut mounted = Serving::start(scenario, &files, seed, false);
+        mounted.order(None, 0, 50);
+        assert!(!was_killed(scenario, "from the device", mounted.end()));
+    }
 }
 
 /// Kills the first one that serves a new volume: what is done once in the life of a volume. Was
@@ -194,9 +214,8 @@ fn zmem() {
         name: "zmem",
         back_end: "zmem",
         options: "limit=4M,reserve=1M",
-        started: false,
-        torn: false,
         points,
+        ..Scenario::default()
     });
 }
 
@@ -206,9 +225,8 @@ fn zmem_with_everything_on() {
         name: "zmem with everything on",
         back_end: "zmem",
         options: "dedup=on,recompress=zstd:5,recompress-age=1,reserve=1M,limit=4M",
-        started: false,
-        torn: false,
         points: points_of("Zmem").into_iter().filter(|point| *point != NOT_REACHED).collect(),
+        ..Scenario::default()
     });
 }
 
@@ -218,9 +236,53 @@ fn zmem_by_zstd() {
         name: "zmem by zstd",
         back_end: "zmem",
         options: "algo=zstd:1,dedup=on,reserve=1M,limit=4M",
-        started: false,
-        torn: false,
         points: vec![Point::ZmemPublished, Point::ZmemIndexed, Point::ZmemActivating],
+        ..Scenario::default()
+    });
+}
+
+/// The points of the log, and of the memory that it shares with zmem.
+fn points_of_log() -> Vec<Point> {
+    let mut points = points_of("Log");
+    points.extend([
+        Point::ZmemSegmentChanging,
+        Point::ZmemSegmentChanged,
+        Point::ZmemSegmentTaken,
+        Point::ZmemTablePage,
+    ]);
+    points
+}
+
+/// Pages are on the device soon, and the device has little room: flushers and collector are at work
+/// all the time.
+#[test]
+fn log() {
+    run(&Scenario {
+        name: "log",
+        back_end: "log",
+        options: "buffer=4M,deadline-ms=10",
+        log_segments: Some(42),
+        durable: true,
+        points: points_of_log(),
+        ..Scenario::default()
+    });
+}
+
+/// Most of what was written is in the buffer when the process is killed.
+#[test]
+fn log_that_takes_its_time() {
+    run(&Scenario {
+        name: "log that takes its time",
+        back_end: "log",
+        options: "buffer=16M,deadline-ms=60000,algo=zstd:1",
+        durable: true,
+        points: vec![
+            Point::LogBuffered,
+            Point::LogWritten,
+            Point::LogDiscarding,
+            Point::LogActivating,
+        ],
+        ..Scenario::default()
     });
 }
 
@@ -230,9 +292,9 @@ fn linear_sync() {
         name: "linear sync",
         back_end: "linear",
         options: "engine=sync",
-        started: false,
-        torn: false,
+        durable: true,
         points: points_of("Linear"),
+        ..Scenario::default()
     });
 }
 
@@ -244,8 +306,9 @@ fn linear_uring() {
             back_end: "linear",
             options: "engine=uring",
             started,
-            torn: false,
+            durable: true,
             points: points_of("Linear"),
+            ..Scenario::default()
         });
     }
 }
@@ -256,15 +319,15 @@ fn ram() {
         name: "ram",
         back_end: "ram",
         options: "",
-        started: false,
         torn: true,
         points: points_of("Ram"),
+        ..Scenario::default()
     });
 }
 
 /// Whoever adds a point has it tested.
 #[test]
 fn every_point_belongs_to_a_back_end() {
-    let tested = ["Zmem", "Linear", "Ram"].map(points_of).concat();
+    let tested = ["Zmem", "Linear", "Ram", "Log"].map(points_of).concat();
     assert_eq!(tested.len(), Point::ALL.len());
 }

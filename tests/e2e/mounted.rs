@@ -22,6 +22,18 @@ fn programs() -> Programs {
 fn conformance_of_mount(name: &str, format: &[&str], options: &str) {
     let folder = folder();
     let mounted = Mounted::new(&programs(), folder.path(), format, options);
+    conformance_of(&mounted, name, options);
+}
+
+/// Of a log with the smallest segments, which it has to collect.
+fn conformance_of_log(name: &str, options: &str) {
+    let folder = folder();
+    let format = ["-t", "log", "-s", "3M", "--erase-block", "64K"];
+    let mounted = Mounted::with_image(&programs(), folder.path(), 6 << 20, &format, options);
+    conformance_of(&mounted, name, options);
+}
+
+fn conformance_of(mounted: &Mounted, name: &str, options: &str) {
     let file = File::options().read(true).write(true).open(mounted.swap_file()).unwrap();
     let bytes = file.metadata().unwrap().size();
     let faults = options.contains("fault=");
@@ -53,6 +65,12 @@ fn ram_through_fuse() {
 }
 
 #[test]
+fn log_through_fuse() {
+    skip_if!(cannot_mount());
+    conformance_of_log("FUSE, log", "buffer=4M,deadline-ms=10");
+}
+
+#[test]
 fn all_types_by_rings() {
     skip_if!(cannot_use_rings());
     let linear = |options| conformance_of_mount("rings, linear", &["-s", "3M"], options);
@@ -62,6 +80,7 @@ fn all_types_by_rings() {
     linear("transport=uring,fault=all:EIO:1/200+write:ENOSPC:1/200");
     conformance_of_mount("rings, ram", &["-t", "ram", "-s", "3M"], "transport=uring");
     conformance_of_mount("rings, zmem", &["-t", "zmem", "-s", "3M"], "transport=uring");
+    conformance_of_log("rings, log", "transport=uring,buffer=4M,algo=zstd:1");
 }
 
 #[test]
@@ -71,6 +90,7 @@ fn fio_verifies_all_types_by_rings() {
     fio_verify("linear", "transport=uring,engine=sync");
     fio_verify("zmem", "transport=uring,limit=256M");
     fio_verify("ram", "transport=uring");
+    fio_verify("log", "transport=uring,deadline-ms=100");
 }
 
 #[test]
@@ -157,6 +177,13 @@ fn fio_verifies_zmem() {
 fn fio_verifies_zmem_with_everything_on() {
     skip_if!(cannot_attach());
     fio_verify("zmem", "algo=zstd,dedup=on,recompress=zstd:6,recompress-age=1,limit=256M");
+}
+
+/// What fio writes does not compress, so the device is four fifths full.
+#[test]
+fn fio_verifies_log() {
+    skip_if!(cannot_attach());
+    fio_verify("log", "buffer=8M,deadline-ms=100");
 }
 
 #[test]

@@ -142,6 +142,24 @@ impl Mounted {
         Mounted::existing(programs, &image, options)
     }
 
+    /// The same of an image that is there before, of `image_bytes`: a log may be larger than its
+    /// volume, and has to be where nothing compresses.
+    ///
+    /// # Panics
+    /// If it can't be made, formatted or mounted.
+    #[must_use]
+    pub fn with_image(
+        programs: &Programs,
+        folder: &Path,
+        image_bytes: u64,
+        format: &[&str],
+        options: &str,
+    ) -> Mounted {
+        let image = fs::File::create_new(folder.join("image")).unwrap();
+        image.set_len(image_bytes).unwrap();
+        Mounted::new(programs, folder, format, options)
+    }
+
     /// Mounts an image that is formatted.
     ///
     /// # Panics

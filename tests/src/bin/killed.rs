@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
-use swapfs_format::geometry::Geometry;
 use swapfs_format::superblock::Superblock;
-use swapfs_format::{PAGE_BYTES, types};
+use swapfs_format::types;
 use swapfs_tests::conformance::Target;
 use swapfs_tests::conformance::targets::{Direct, Started};
+use swapfs_tests::formatted;
 use swapfs_tests::killed::{LANES, Progress, Runner, SLOTS, Unanswered};
 use swapfsd::backend::registry;
 use swapfsd::buffer::BufferPool;
@@ -36,6 +36,9 @@ struct Arguments {
     back_end: String,
     #[arg(long)]
     options: String,
+    /// Segments of a log's device, where they are not to have room for everything twice.
+    #[arg(long)]
+    log_segments: Option<u64>,
     #[arg(long)]
     image: PathBuf,
     #[arg(long, num_args = BACKEND_REGIONS)]
@@ -83,12 +86,12 @@ fn open(path: &Path) -> File {
 fn standby(arguments: &Arguments) -> (std::sync::Arc<Volume>, Superblock) {
     let spec = types::find(&arguments.back_end).unwrap();
     let typed = spec.parse_options(&arguments.options).unwrap();
-    let geometry = if spec.ghost {
-        Geometry::ghost(SLOTS * PAGE_BYTES).unwrap()
-    } else {
-        Geometry::in_place(SLOTS * PAGE_BYTES, PAGE_BYTES).unwrap()
+    let mut superblock = match arguments.log_segments {
+        Some(segments) => formatted::log_superblock(SLOTS, segments),
+        None => formatted::superblock(&arguments.back_end, SLOTS),
     };
-    let superblock = Superblock::new(&arguments.back_end, &geometry, uuid::Uuid::nil());
+    // The same for all children: what is in a log belongs to one superblock.
+    (superblock.uuid, superblock.created_unix_s) = (uuid::Uuid::nil(), 1);
     let file = open(&arguments.image);
     file.set_len(superblock.image_bytes).unwrap();
     let image = Image::from_open(&arguments.image, file).unwrap();
@@ -138,7 +141,7 @@ fn serve(
             crash::arm(point, order.count);
         }
     };
-    if order.point == Some(Point::ZmemActivating) {
+    if matches!(order.point, Some(Point::ZmemActivating | Point::LogActivating)) {
         arm();
     }
     let header = superblock.swap_header();
@@ -185,5 +188,5 @@ fn serve(
             lane.verify(rule)?;
         }
     }
-    Ok(())
+    target.flush().map_err(|failure| format!("not flushed: {failure:?}"))
 }

@@ -12,7 +12,8 @@
 //! * A dead object may be the last one of its slot that a device has: the newer one is still in the
 //!   buffer. That is then written with what is moved. The same of a word and of a discard.
 //! * The record of a discard keeps older records of its slots from being believed. It is moved for
-//!   as long as there can be one, in any segment, free ones included.
+//!   as long as there can be one, in any segment, free ones included, and no newer record of all
+//!   of its slots is on the device.
 //!
 //! Victims are free when all that is on the device and flushed.
 
@@ -36,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Victims of one round at most: all of them are freed by one flush.
 const MAX_VICTIMS: usize = 64;
 /// Parts that a segment can have, of which the collector notes the heads.
-const MAX_PARTS: usize = 4096;
+const MAX_PARTS: usize = 8192;
 
 /// The collector.
 #[derive(Debug)]
@@ -233,7 +234,7 @@ impl Mover {
         let key = (record.sequence, record.slot, 0);
         if let Content::Discarded(count) = record.content {
             if record.sequence > oldest_stale
-                && store.any_absent(slot, u64::from(count))
+                && store.any_unknown_to_device(slot, u64::from(count))
                 && self.room_to_save(store, 0)?
             {
                 self.builder.push_discard(key, count, Clear::Never);

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Chunks that a flusher can have taken at most.
 const MAX_TAKEN: usize = 64;
 /// Records that it can have waiting.
-const MAX_WAITING: usize = 64 << 10;
+const MAX_WAITING: usize = 24 << 10;
 
 /// A chunk whose records are not all written.
 #[derive(Debug, Clone, Copy)]

@@ -58,6 +58,7 @@ use super::{AtStart, Backend};
 use crate::buffer::BufferPool;
 use crate::codec::{self, Decoder, Encoded, Encoder, Encoding};
 use crate::crash::{self, Point};
+use crate::control::InDevice;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::held::Held;
 use crate::sync::{Condvar, Mutex};
@@ -72,13 +73,17 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use swapfs_format::PAGE_LEN;
 use swapfs_format::log::{MAX_PART_BYTES, RECORD_LEN};
 use swapfs_format::types::LogOptions;
 
 /// How long a write waits for room in the buffer before it is refused: a slow device is given time.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How long it waits before it has others' chunks written out, which may be all that there are.
+const IMPATIENCE: Duration = Duration::from_millis(100);
+/// A device that has taken nothing for so long does not make anybody wait for a flush.
+const FAILING: Duration = Duration::from_secs(10);
 /// How often the threads of the background look without being told.
 const LOOK: Duration = Duration::from_millis(250);
 /// Segments that only the collector may take.
@@ -119,7 +124,8 @@ impl Layout {
             64..256 => 2,
             _ => 3,
         };
-        let share = |percent: u32| segments * percent as usize / 100;
+        // No more than is surely free when the volume is full, or collecting would never end.
+        let share = |percent: u32| (segments * percent as usize / 100).min(segments / 24);
         let least = KEEP_SEGMENTS + flushers + 1;
         // Where there are few segments, more of them free would be dear.
         let low_segments = least.max(share(options.gc_low_percent));
@@ -157,6 +163,8 @@ struct Store {
     counters: Counters,
     writers: Box<[Mutex<Writer>]>,
     decoders: Box<[Mutex<Decoder>]>,
+    /// The first failure of the device since its last write.
+    failing_since: Mutex<Option<Instant>>,
     /// The number of the last discard; 0 while one is under way.
     latest_discard: AtomicU64,
     /// What objects and words take or will take on the device.
@@ -214,7 +222,7 @@ impl Log {
         }
         let kept = Arc::new(Kept::new(held, kept_layout(slot_count, options))?);
         // Writes wait for the device: they are slowed down, and not refused while it goes on.
-        let arena = Arc::new(Arena::new(held, Arc::clone(&kept), usize::MAX, PATIENCE)?);
+        let arena = Arc::new(Arena::new(held, Arc::clone(&kept), usize::MAX, IMPATIENCE)?);
         if !held.is_adopted() {
             arena.fill_reserve()?;
         }
@@ -246,6 +254,7 @@ impl Log {
                 })
                 .collect(),
             decoders: (0..writers).map(|_| Mutex::new(Decoder::default())).collect(),
+            failing_since: Mutex::new(None),
             latest_discard: AtomicU64::new(0),
             accounted_bytes: AtomicU64::new(0),
             shunned: (0..area.segment_count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
@@ -434,6 +443,19 @@ impl Store {
         (first..end).any(|slot| self.entry(slot).is_absent())
     }
 
+    /// Is there one of these slots whose newest page no device has?
+    fn any_unknown_to_device(&self, first: u64, count: u64) -> bool {
+        let end = (first + count).min(self.table.slot_count());
+        (first..end).any(|slot| {
+            let entry = self.entry(slot);
+            match entry.meaning() {
+                Meaning::Object(object) => object.device_offset().is_none(),
+                Meaning::SameFilled(_) => entry.is_buffered(),
+                _ => true,
+            }
+        })
+    }
+
     fn write_page(&self, writer: &mut Writer, slot: u64, page: &[u8]) -> Result<()> {
         let no_space = || {
             self.counters.add(Field::Refused, 1);
@@ -510,14 +532,21 @@ impl Store {
         open: &mut OpenChunk,
         mut append: impl FnMut(&mut OpenChunk) -> Option<T>,
     ) -> Option<T> {
-        append(open).or_else(|| {
-            let mut closed = false;
+        let mut deadline = None;
+        loop {
+            if let Some(appended) = append(open) {
+                return Some(appended);
+            }
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            if Instant::now() >= deadline || self.stop.load(Ordering::Relaxed) {
+                return None;
+            }
             for mut writer in self.writers.iter().filter_map(Mutex::try_lock) {
-                closed |= self.buffer.close(&mut writer.open);
+                self.buffer.close(&mut writer.open);
             }
             self.buffer.force();
-            closed.then(|| append(open)).flatten()
-        })
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Makes sure that the device has room for what a slot is to hold instead of `old`.
@@ -609,14 +638,18 @@ impl Store {
         }
     }
 
-    /// Writes everything that is buffered by now; false: the volume is being unmounted.
+    /// Writes everything that is buffered by now; false: the volume is being unmounted, or the
+    /// device takes nothing.
     fn write_out(&self) -> bool {
+        // Waiting for the device, if by way of other threads: no hang.
+        let _in_device = InDevice::enter();
         for writer in &self.writers {
             self.buffer.close(&mut writer.lock().open);
         }
         let upto = self.buffer.force();
         while !self.buffer.wait_written(upto, LOOK) {
-            if self.stop.load(Ordering::Relaxed) {
+            let failing = self.failing_since.lock().is_some_and(|since| since.elapsed() > FAILING);
+            if failing || self.stop.load(Ordering::Relaxed) {
                 return false;
             }
         }
@@ -691,8 +724,16 @@ impl Store {
         self.counters.add(Field::ShunnedSegments, 1);
     }
 
+    fn device_works(&self) {
+        let mut failing_since = self.failing_since.lock();
+        if failing_since.is_some() {
+            *failing_since = None;
+        }
+    }
+
     fn device_failed(&self, doing: &str, segment: u32, errno: i32) {
         self.counters.add(Field::DeviceErrors, 1);
+        self.failing_since.lock().get_or_insert_with(Instant::now);
         let error = io::Error::from_raw_os_error(errno);
         log::error!("{doing} of segment {segment} failed: {error}");
     }

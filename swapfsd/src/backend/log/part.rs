@@ -30,7 +30,7 @@ use swapfs_format::log::{
 
 const MIDDLE: usize = MAX_PART_BYTES;
 /// What is left of a segment is not worth a part.
-const LEAST_BYTES: u64 = 24 << 10;
+pub(super) const LEAST_BYTES: u64 = 24 << 10;
 /// More records than fit with the smallest objects.
 pub(super) const MAX_RECORDS: usize = MAX_PART_BYTES / (RECORD_LEN + OBJECT_HEADER_LEN);
 /// How long a stream waits after a write that failed.
@@ -316,6 +316,7 @@ impl Builder {
         match store.device.write_at(part, area.offset_of(segment, offset_bytes)) {
             Ok(()) => {
                 stream.fill_bytes += part_bytes as u64;
+                store.device_works();
                 store.counters.add(Field::DeviceWrittenBytes, part_bytes as u64);
                 store.counters.add(Field::PartsWritten, 1);
                 Ok(Some(Place { segment, payload_at }))

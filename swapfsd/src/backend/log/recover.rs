@@ -9,10 +9,15 @@
 //! that does not check never counted: it is left out, and made empty, so that it does not count
 //! after the next power failure either. That takes a second reading, which happens after a power
 //! failure in the middle of a write, only.
+//!
+//! A part whose head was torn hides what was written behind it, and that shall never be seen again:
+//! the rest of such a segment is covered by an empty part. Numbers go on far above all that may be
+//! hidden.
 
 use super::checkpoint;
 use super::derived;
-use super::scan::{self, LogArea};
+use super::part::LEAST_BYTES;
+use super::scan::{self, Ending, LogArea, SegmentEnd};
 use super::segments::{NOTHING_STALE, State};
 use super::{AtStart, Store};
 use crate::backend::objects::entry::{DEVICE_START, Entry, Object};
@@ -23,9 +28,13 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::Ordering;
 use swapfs_format::log::{
-    AnchorState, Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PartHeader, PartKind, Record,
+    AnchorState, Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PartError, PartHeader, PartKind,
+    Record,
     payload_offset_for,
 };
+
+/// More numbers than can have been given out for what is hidden behind torn heads.
+const HIDDEN_NUMBERS: u64 = 1 << 24;
 
 /// A part that must not be believed: its segment, and its place in it.
 type Torn = (u32, u32);
@@ -58,15 +67,21 @@ pub(super) fn recover(store: &Store) -> io::Result<AtStart> {
         reading.all()?;
         let found = reading.test_newest()?;
         let sequences = (reading.last_write, reading.last_part);
+        let open = std::mem::take(&mut reading.open);
         drop(reading);
         if found.is_empty() {
-            // What was read may be in the device's cache only, if it was a kill and no power
-            // failure.
-            store.device.flush().map_err(io::Error::from_raw_os_error)?;
             let next = newest.map_or((0, 0), |anchor| {
                 (anchor.next_write_sequence.max(1) - 1, anchor.next_sequence.max(1) - 1)
             });
-            store.segments.set_sequences(sequences.0.max(next.0), sequences.1.max(next.1));
+            // What was read may be in the device's cache only, if it was a kill and no power
+            // failure. Only then may anything say that it is durable.
+            store.device.flush().map_err(io::Error::from_raw_os_error)?;
+            let last_write = sequences.0.max(next.0) + HIDDEN_NUMBERS;
+            store.segments.set_sequences(last_write, sequences.1.max(next.1) + HIDDEN_NUMBERS);
+            for (segment, end) in open {
+                cover(store, segment, end).map_err(io::Error::from_raw_os_error)?;
+            }
+            store.segments.set_sequences(last_write, store.segments.last_part());
             derived::count(store, |_| {});
             return Ok(at_start(store));
         }
@@ -94,6 +109,41 @@ fn make_empty(store: &Store, header: &PartHeader) -> Result<(), i32> {
     empty.write_to(&mut page);
     let offset = u64::from(header.offset_bytes);
     store.device.write_at(&page, store.segments.area.offset_of(header.segment, offset))
+}
+
+/// Covers what may be hidden behind the last part of a segment.
+fn cover(store: &Store, segment: u32, mut end: SegmentEnd) -> Result<(), i32> {
+    let area = &store.segments.area;
+    let mut page = store.buffers.take(PAGE_LEN);
+    if end.parts == 0 {
+        page.fill(0);
+        return store.device.write_at(&page, area.offset_of(segment, 0));
+    }
+    while u64::from(end.end_bytes) < area.segment_bytes {
+        let rest = area.segment_bytes - u64::from(end.end_bytes);
+        let header = PartHeader {
+            kind: PartKind::Data,
+            owner: area.owner,
+            sequence: store.segments.begin_part(0),
+            filling: store.segments.filling(segment),
+            began_sequence: store.segments.stale(segment),
+            durable_sequence: store.segments.durable_part(),
+            segment,
+            offset_bytes: end.end_bytes,
+            part_bytes: rest.min(MAX_PART_BYTES as u64) as u32,
+            record_count: 0,
+            payload_offset_bytes: payload_offset_for(0) as u32,
+            payload_bytes: 0,
+            payload_crc32: crc32fast::hash(&[]),
+            next_segment: 0,
+        };
+        store.segments.end_part(0);
+        page.fill(0);
+        header.write_to(&mut page);
+        store.device.write_at(&page, area.offset_of(segment, u64::from(end.end_bytes)))?;
+        end.end_bytes += header.part_bytes;
+    }
+    Ok(())
 }
 
 /// Takes everything out of the table again.
@@ -139,6 +189,8 @@ struct Reading<'a> {
     newest: Vec<u64>,
     /// Parts that may not have been flushed when they were found.
     young: Vec<PartHeader>,
+    /// Segments that were being written, or whose first head is torn, and where their parts end.
+    open: Vec<(u32, SegmentEnd)>,
     durable: u64,
     last_write: u64,
     last_part: u64,
@@ -153,6 +205,7 @@ impl<'a> Reading<'a> {
             memory: BufferPool::new(0, 1)?,
             newest: vec![0; store.table.slot_count() as usize],
             young: Vec::new(),
+            open: Vec::new(),
             durable: 0,
             last_write: 0,
             last_part: 0,
@@ -196,7 +249,14 @@ impl<'a> Reading<'a> {
                 },
             );
             let found = match read {
-                Ok(_) => filling,
+                Ok(end) => {
+                    let rest = self.area().segment_bytes - u64::from(end.end_bytes);
+                    let torn_head = end.why == Ending::NoPart(PartError::BadChecksum);
+                    if torn_head || end.parts > 0 && rest >= LEAST_BYTES {
+                        self.open.push((segment, end));
+                    }
+                    filling
+                }
                 Err(errno) => {
                     // What can't be read can't be trusted to be free either: it is left alone.
                     self.store.device_failed("read", segment, errno);

@@ -12,6 +12,8 @@ use swapfs_format::log::{
 use swapfs_format::superblock::Superblock;
 use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
+/// What a slot table entry can address.
+const MAX_DATA_BYTES: u64 = 4 << 40;
 /// What is read of a part before its length is known: header and records of most parts.
 const FIRST_READ_BYTES: usize = 32 << 10;
 
@@ -50,6 +52,9 @@ impl LogArea {
                  {MIN_SEGMENTS} and more"
             ));
         };
+        if superblock.data_bytes > MAX_DATA_BYTES {
+            return Err("its data section is larger than 4 TiB, which type 'log' can't address".to_owned());
+        }
         Ok(LogArea {
             data_offset_bytes: superblock.data_offset_bytes,
             segment_bytes,

@@ -151,7 +151,9 @@ impl Work<'_> {
         let damage = match (last, next, claimed) {
             // What was torn before a clean stop is there after it: nothing of it is needed.
             _ if self.checkpoint_has_all => false,
-            (Some(_), Some(_), _) => true,
+            // A free segment that was being filled anew: payload landed on old heads, and the new
+            // head did not land. Nothing in it is needed.
+            (Some(_), Some(_), _) => self.live_bytes(segment) > 0 || !behind.is_empty(),
             (None, Some(_), _) => needed || !behind.is_empty(),
             (_, None, Some(claimed)) => {
                 // The number of a part that was torn may be given to another one later.
@@ -189,6 +191,12 @@ impl Work<'_> {
             text += &format!("; {} in parts behind it", plural(behind.len() as u64, "more slot"));
         }
         self.report_with(place, ProblemKind::Summary, text, &orphans, remedy, bridge);
+    }
+
+    /// What counts in the parts of a segment that can be read.
+    fn live_bytes(&self, segment: u32) -> u64 {
+        let found = self.survey.segments.iter().find(|one| one.number == segment);
+        found.map_or(u64::MAX, |one| one.live_bytes)
     }
 
     /// What a part that does not check would say if it did, and which slots it has the newest
