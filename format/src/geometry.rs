@@ -214,8 +214,9 @@ impl Geometry {
             return Err(GeometryError::ImageTooSmall { have: image_bytes, need });
         }
         let data_bytes = segments * segment_bytes;
-        let slot_count =
-            check_volume_bytes(volume_bytes.unwrap_or(data_bytes.min(MAX_SLOT_COUNT * PAGE_BYTES)))?;
+        let slot_count = check_volume_bytes(
+            volume_bytes.unwrap_or(data_bytes.min(MAX_SLOT_COUNT * PAGE_BYTES)),
+        )?;
         Ok(Geometry {
             slot_count,
             data_offset_bytes,

@@ -379,8 +379,7 @@ impl PartHeader {
             return Err(PartError::OtherPlace { segment, offset_bytes });
         }
         let part_bytes = u64::from(header.part_bytes);
-        let payload_end =
-            u64::from(header.payload_offset_bytes) + u64::from(header.payload_bytes);
+        let payload_end = u64::from(header.payload_offset_bytes) + u64::from(header.payload_bytes);
         let possible = part_bytes.is_multiple_of(PAGE_BYTES)
             && part_bytes <= MAX_PART_BYTES as u64
             && u64::from(offset_bytes) + part_bytes <= segment_bytes

@@ -96,9 +96,8 @@ pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
         let why = format!("the types are {}", types::known_names());
         Error::new(format_args!("unknown type '{}'", request.type_name), why)
     })?;
-    let options = spec
-        .parse_options(&request.options)
-        .map_err(|error| Error::new(image.display(), error))?;
+    let options =
+        spec.parse_options(&request.options).map_err(|error| Error::new(image.display(), error))?;
     let target = target::inspect(image, request.force)?;
     if !spec.ghost && target.on_tmpfs {
         return Err(Error::new(

@@ -16,7 +16,10 @@ pub const SEGMENT_BYTES: u64 = 64 << 10;
 pub fn superblock(type_name: &str, slots: u64) -> Superblock {
     let volume_bytes = slots * PAGE_BYTES;
     if type_name == LOG.name {
-        return log_superblock(slots, 14 + 2 * volume_bytes.max(16 * SEGMENT_BYTES) / SEGMENT_BYTES);
+        return log_superblock(
+            slots,
+            14 + 2 * volume_bytes.max(16 * SEGMENT_BYTES) / SEGMENT_BYTES,
+        );
     }
     let ghost = types::find(type_name).is_some_and(|spec| spec.ghost);
     let geometry = if ghost {

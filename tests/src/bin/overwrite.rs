@@ -209,7 +209,10 @@ fn overwrite(
                 let (left, corpus) = (&left, &corpus);
                 scope.spawn(move || {
                     let (mut random, mut page) = (Rng::new(worker << 32 | writes), aligned(1));
-                    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+                    while left
+                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                        .is_ok()
+                    {
                         corpus.page(&mut random, page.as_mut());
                         let slot = 1 + load.slot(&mut random, used);
                         opened.volume.write(slot * PAGE_BYTES, page.as_ref()).unwrap();
@@ -294,12 +297,14 @@ fn overwrites(arguments: &Arguments, corpus: &Corpus, path: &Path) {
         let writes = data_bytes * arguments.turns / average;
         // To a steady state first.
         overwrite(&opened, corpus, &load, used, writes / 2, arguments.writers);
-        let before: Vec<u64> =
-            NUMBERS.iter().map(|name| opened.number(name)).collect();
+        let before: Vec<u64> = NUMBERS.iter().map(|name| opened.number(name)).collect();
         let (seconds, latencies) =
             overwrite(&opened, corpus, &load, used, writes, arguments.writers);
-        let delta: Vec<u64> =
-            NUMBERS.iter().zip(&before).map(|(name, before)| opened.number(name) - before).collect();
+        let delta: Vec<u64> = NUMBERS
+            .iter()
+            .zip(&before)
+            .map(|(name, before)| opened.number(name) - before)
+            .collect();
         let memory = opened.number("mem_table_bytes") + 32 * (data_bytes / SEGMENT_BYTES);
         let (accepted, written) = (delta[0], delta[1]);
         println!(

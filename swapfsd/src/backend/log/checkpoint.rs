@@ -79,7 +79,7 @@ fn fill_leaf(store: &Store, number: u64, block: &mut [u8], written: &[u32]) {
                 let slot = number * LEAF_SLOTS + index;
                 let inside = slot < store.table.slot_count();
                 portable(if inside { store.entry(slot) } else { Entry::ABSENT })
-            },
+            }
             Some(leaf) => segment_word(store, leaf * LEAF_SLOTS + index, written),
         };
         word.copy_from_slice(&value.to_le_bytes());
@@ -222,10 +222,9 @@ pub(super) fn load(store: &Store, anchor: &Anchor) -> Result<(), String> {
             (segment, offset) = (header.next_segment, 0);
         }
     }
-    store.segments.set_sequences(
-        anchor.next_write_sequence.max(1) - 1,
-        anchor.next_sequence.max(1) - 1,
-    );
+    store
+        .segments
+        .set_sequences(anchor.next_write_sequence.max(1) - 1, anchor.next_sequence.max(1) - 1);
     Ok(())
 }
 

@@ -22,7 +22,9 @@ use super::counters::Field;
 use super::part::{Blocked, Builder, Clear, Stream, add_word, device_bytes};
 use super::scan;
 use super::segments::State;
-use crate::backend::objects::entry::{DEVICE_START, Entry, HEADER_BYTES, Location, Meaning, Object};
+use crate::backend::objects::entry::{
+    DEVICE_START, Entry, HEADER_BYTES, Location, Meaning, Object,
+};
 use crate::codec;
 use crate::crash::{self, Point};
 use crate::sys::memory::Mapping;
@@ -105,7 +107,6 @@ impl Collector {
 }
 
 impl Mover {
-
     /// Empties victims until there are enough free segments, and frees them.
     fn round(&mut self, store: &Store, buffer: &mut [u8]) {
         let layout = &store.layout;

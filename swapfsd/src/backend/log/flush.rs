@@ -108,8 +108,7 @@ impl Flusher {
     /// kept from being free, though little may live in them.
     fn has_room(&self) -> bool {
         self.taken.len() < self.max_taken
-            && self.waiting.len() + SEGMENT_BYTES / RECORD_LEN
-                < MAX_WAITING
+            && self.waiting.len() + SEGMENT_BYTES / RECORD_LEN < MAX_WAITING
     }
 
     /// Notes what lives in a chunk.

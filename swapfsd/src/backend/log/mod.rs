@@ -15,8 +15,9 @@
 //! ```
 //!
 //! * the slot table is [`super::objects`]'s: an entry names a place in memory or on the device;
-//! * [`buffer`]: pages wait in memory; [`flush`]: they become parts; [`part`]: how these are built,
+//! * [`write`]: writes and discards; [`buffer`]: pages wait in memory; [`flush`]: they become parts; [`part`]: how these are built,
 //!   written and published;
+//! * [`durable`]: what the device has, and what it knows;
 //! * [`segments`]: the device's segments; [`collect`]: garbage collection;
 //! * [`read`]: neighbours are read together;
 //! * [`scan`]: what is on a device, believed as far as checksums go; [`recover`]: a table from it;
@@ -39,6 +40,7 @@ mod checkpoint;
 mod collect;
 mod counters;
 mod derived;
+mod durable;
 mod flush;
 mod part;
 mod read;
@@ -46,27 +48,26 @@ mod recover;
 pub mod scan;
 mod segments;
 pub mod survey;
+mod write;
 
 use super::device::BlockDevice;
 use super::objects::arena::{self, Arena, Role, SEGMENT_BYTES};
-use super::objects::entry::{self, Entry, MAX_DEVICE_BYTES, Meaning};
+use super::objects::entry::{Entry, MAX_DEVICE_BYTES, Meaning};
 use super::objects::fanout::Fanout;
 use super::objects::kept::{Kept, Layout as KeptLayout};
 use super::objects::table::{self, Table};
-use super::objects::{Slots, WritePages, lock_any};
+use super::objects::Slots;
 use super::{AtStart, Backend};
 use crate::buffer::BufferPool;
-use crate::codec::{self, Decoder, Encoded, Encoder, Encoding};
-use crate::crash::{self, Point};
-use crate::control::InDevice;
-use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::codec::{Decoder, Encoder};
+use crate::error::{Error, Operation, Result};
 use crate::held::Held;
 use crate::sync::{Condvar, Mutex};
-use buffer::{Buffer, OpenChunk, What};
+use buffer::{Buffer, OpenChunk};
 use collect::Collector;
 use counters::{Counters, Field};
 use flush::Flusher;
-use part::{Clear, device_bytes};
+use part::device_bytes;
 use scan::LogArea;
 use segments::Segments;
 use std::io;
@@ -266,11 +267,7 @@ impl Log {
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
         });
-        let found = if held.is_adopted() {
-            AtStart::Kept
-        } else {
-            recover::recover(&store)?
-        };
+        let found = if held.is_adopted() { AtStart::Kept } else { recover::recover(&store)? };
         let fanout = Fanout::new(processors)?;
         let threads = Mutex::default();
         let log = Log { store, fanout, threads, found: Mutex::new(Some(found)) };
@@ -404,299 +401,6 @@ impl Store {
         true
     }
 
-    /// A device has the record of this word, as it was when the slot's lock had counted `changes`.
-    /// If nothing has changed since, the slot's entry says so from now on.
-    fn unbuffer(&self, slot: u64, word: u64, changes: u64) {
-        let Some(cell) = self.table.cell_of(slot) else { return };
-        let (entry, _) = Entry::same_filled(word);
-        let now = self.slots.of(slot).write();
-        if *now == changes && cell.load(Ordering::Acquire) == entry.buffered().0 {
-            cell.store(entry.0, Ordering::Release);
-        }
-    }
-
-    /// A device knows that these slots were discarded. Those that still are say so, if it is sure
-    /// that this discard has made them what they are.
-    fn undiscard(&self, first: u64, count: u64, clear: Clear) {
-        let latest = self.latest_discard.load(Ordering::Acquire);
-        match clear {
-            Clear::IfLatest(sequence) if sequence == latest => {}
-            Clear::IfUnchanged(_) => {}
-            _ => return,
-        }
-        self.table.for_each(first, first + count, |slot, cell| {
-            let now = self.slots.of(slot).write();
-            let sure = match clear {
-                Clear::IfUnchanged(changes) => *now == changes,
-                // A discard says so before it changes anything.
-                _ => self.latest_discard.load(Ordering::Acquire) == latest,
-            };
-            if sure && cell.load(Ordering::Acquire) == Entry::DISCARDED.0 {
-                cell.store(Entry::ABSENT.0, Ordering::Release);
-            }
-        });
-    }
-
-    /// Does any of these slots hold nothing?
-    fn any_absent(&self, first: u64, count: u64) -> bool {
-        let end = (first + count).min(self.table.slot_count());
-        (first..end).any(|slot| self.entry(slot).is_absent())
-    }
-
-    /// Is there one of these slots whose newest page no device has?
-    fn any_unknown_to_device(&self, first: u64, count: u64) -> bool {
-        let end = (first + count).min(self.table.slot_count());
-        (first..end).any(|slot| {
-            let entry = self.entry(slot);
-            match entry.meaning() {
-                Meaning::Object(object) => object.device_offset().is_none(),
-                Meaning::SameFilled(_) => entry.is_buffered(),
-                _ => true,
-            }
-        })
-    }
-
-    fn write_page(&self, writer: &mut Writer, slot: u64, page: &[u8]) -> Result<()> {
-        let no_space = || {
-            self.counters.add(Field::Refused, 1);
-            Error::new(ErrorKind::NoSpace, Operation::Write, slot)
-        };
-        let Writer { encoder, open } = writer;
-        let (encoding, bytes) = match encoder.encode(page) {
-            Encoded::SameFilled(word) => match Entry::same_filled(word) {
-                (entry, false) => {
-                    return self.write_word(open, slot, word, entry).ok_or_else(no_space);
-                }
-                // The word has no place in the entry: a small object.
-                (_, true) => {
-                    let bytes = entry::word_object(word);
-                    return self.write_object(open, slot, Encoding::Lz4, &bytes)
-                        .ok_or_else(no_space);
-                }
-            },
-            Encoded::Bytes(encoding, bytes) => (encoding, bytes),
-        };
-        self.write_object(open, slot, encoding, bytes).ok_or_else(no_space)
-    }
-
-    fn write_word(
-        &self,
-        open: &mut OpenChunk,
-        slot: u64,
-        word: u64,
-        entry: Entry,
-    ) -> Option<()> {
-        let current = self.entry(slot);
-        if current.is_same_as(entry) || current.is_same_as(entry.buffered()) {
-            return Some(());
-        }
-        let charge = self.charge(current, RECORD_LEN as u64)?;
-        let cell = self.table.cell_or_make(slot)?;
-        let record = self.with_room(open, |open| {
-            self.buffer.append_plain(open, slot, What::SameFilled(word))
-        })?;
-        self.accepted(RECORD_LEN as u64);
-        charge.keep();
-        self.publish(slot, cell, record, entry.buffered());
-        Some(())
-    }
-
-    fn write_object(
-        &self,
-        open: &mut OpenChunk,
-        slot: u64,
-        encoding: Encoding,
-        bytes: &[u8],
-    ) -> Option<()> {
-        let charge = self.charge(self.entry(slot), device_bytes(bytes.len()))?;
-        // Before the object, so that there is none to take back.
-        let cell = self.table.cell_or_make(slot)?;
-        let checksum = codec::checksum(encoding, bytes);
-        let object = self.with_room(open, |open| {
-            self.buffer.append_object(open, slot, (encoding, checksum), bytes)
-        })?;
-        self.accepted(device_bytes(bytes.len()));
-        charge.keep();
-        self.publish(slot, cell, buffer::record_of(&object), Entry::object(object));
-        Some(())
-    }
-
-    fn accepted(&self, bytes: u64) {
-        self.counters.add(Field::AcceptedBytes, bytes);
-        self.device.accepted(bytes);
-    }
-
-    /// Appends; if there is no room, what other writers have open may be written out.
-    fn with_room<T>(
-        &self,
-        open: &mut OpenChunk,
-        mut append: impl FnMut(&mut OpenChunk) -> Option<T>,
-    ) -> Option<T> {
-        let mut deadline = None;
-        loop {
-            if let Some(appended) = append(open) {
-                return Some(appended);
-            }
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-            if Instant::now() >= deadline || self.stop.load(Ordering::Relaxed) {
-                return None;
-            }
-            for mut writer in self.writers.iter().filter_map(Mutex::try_lock) {
-                self.buffer.close(&mut writer.open);
-            }
-            self.buffer.force();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Makes sure that the device has room for what a slot is to hold instead of `old`.
-    fn charge(&self, old: Entry, cost: u64) -> Option<Charge<'_>> {
-        let before = self.accounted_bytes.fetch_add(cost, Ordering::Relaxed);
-        let charge = Charge { store: self, cost };
-        (before + cost <= self.layout.usable_bytes + cost_of(old)).then_some(charge)
-    }
-
-    /// Completes the record, makes `entry` the slot's, and frees what it was before.
-    fn publish(&self, slot: u64, cell: &AtomicU64, record: entry::Location, entry: Entry) {
-        let mut alone = self.slots.of(slot).write();
-        *alone += 1;
-        self.buffer.complete(record, self.segments.next_write());
-        let old = Entry(cell.swap(entry.0, Ordering::AcqRel));
-        drop(alone);
-        crash::pass(Point::LogWritten);
-        self.forget(old, entry);
-    }
-
-    /// The slot's entry was `old`, and is `new` now.
-    fn forget(&self, old: Entry, new: Entry) {
-        self.counters.replaced(old, new);
-        self.accounted_bytes.fetch_sub(cost_of(old), Ordering::Relaxed);
-        if let Some(object) = old.as_object()
-            && object.device_offset().is_none()
-        {
-            self.counters.add(Field::AbsorbedBytes, device_bytes(object.len));
-        }
-        self.release(old);
-    }
-
-    /// Frees the object of an entry that is no longer in the table.
-    fn release(&self, old: Entry) {
-        let Some(object) = old.as_object() else { return };
-        match object.device_offset() {
-            None => self.buffer.free(&object),
-            Some(offset) => {
-                if let Some(segment) = self.segments.segment_of(offset) {
-                    self.segments.sub_live(segment, device_bytes(object.len));
-                }
-            }
-        }
-    }
-
-    fn discard(&self, first: u64, count: u64) {
-        let mut present = false;
-        self.table.for_each(first, first + count, |_, _| present = true);
-        if !present {
-            return;
-        }
-        let mut slot = first;
-        while slot < first + count {
-            let part = (first + count - slot).min(u64::from(u32::MAX));
-            let mut writer = lock_any(&self.writers);
-            let what = What::Discarded(part as u32);
-            let record =
-                self.with_room(&mut writer.open, |open| self.buffer.append_plain(open, slot, what));
-            // No discard that came before says from now on what these slots are.
-            self.latest_discard.store(0, Ordering::Release);
-            self.table.for_each(slot, slot + part, |slot, cell| {
-                let mut alone = self.slots.of(slot).write();
-                *alone += 1;
-                let old = Entry(cell.swap(Entry::DISCARDED.0, Ordering::AcqRel));
-                drop(alone);
-                crash::pass(Point::LogDiscarding);
-                self.forget(old, Entry::DISCARDED);
-            });
-            // Last, so that no record of what was discarded has a greater number.
-            let sequence = self.segments.next_write();
-            match record {
-                Some(record) => {
-                    self.buffer.complete(record, sequence);
-                    self.latest_discard.store(sequence, Ordering::Release);
-                }
-                // The slots hold nothing all the same, until a power failure.
-                None => self.counters.add(Field::DiscardsNotNoted, 1),
-            }
-            slot += part;
-        }
-    }
-
-    /// Closes chunks that have been open for long, so that their turn comes.
-    fn close_old_chunks(&self) {
-        for mut writer in self.writers.iter().filter_map(Mutex::try_lock) {
-            if Buffer::is_older(&writer.open, self.deadline) {
-                self.buffer.close(&mut writer.open);
-            }
-        }
-    }
-
-    /// Writes everything that is buffered by now; false: the volume is being unmounted, or the
-    /// device takes nothing.
-    fn write_out(&self) -> bool {
-        // Waiting for the device, if by way of other threads: no hang.
-        let _in_device = InDevice::enter();
-        for writer in &self.writers {
-            self.buffer.close(&mut writer.lock().open);
-        }
-        let upto = self.buffer.force();
-        while !self.buffer.wait_written(upto, LOOK) {
-            let failing = self.failing_since.lock().is_some_and(|since| since.elapsed() > FAILING);
-            if failing || self.stop.load(Ordering::Relaxed) {
-                return false;
-            }
-        }
-        true
-    }
-
-    #[cfg(test)]
-    fn write_out_for(&self, at_most: Duration) -> bool {
-        for writer in &self.writers {
-            self.buffer.close(&mut writer.lock().open);
-        }
-        let upto = self.buffer.force();
-        self.buffer.wait_written(upto, at_most)
-    }
-
-    /// Has the device keep what is written to it.
-    fn flush_device(&self) -> std::result::Result<(), i32> {
-        let completed = self.segments.completed_part();
-        let outcome = self.device.flush();
-        match outcome {
-            Ok(()) => {
-                self.segments.note_durable(completed);
-                self.counters.add(Field::Flushes, 1);
-            }
-            Err(errno) => self.device_failed("flush", 0, errno),
-        }
-        outcome
-    }
-
-    /// Pending segments from `first` up to `end` are free.
-    fn discard_segments(&self, first: u32, end: u32) {
-        let area = &self.segments.area;
-        if self.discard.load(Ordering::Relaxed) {
-            let length = u64::from(end - first) * area.segment_bytes;
-            match self.device.discard(area.offset_of(first, 0), length) {
-                Ok(crate::sys::file::Discarded::Yes) => {
-                    self.counters.add(Field::DiscardedBytes, length);
-                }
-                _ => self.discard.store(false, Ordering::Relaxed),
-            }
-        }
-        for segment in first..end {
-            self.segments.make_free(segment);
-            self.counters.add(Field::SegmentsFreed, 1);
-        }
-    }
-
     fn want_segments(&self) {
         let mut wanted = self.wanted.lock();
         if !*wanted {
@@ -724,52 +428,10 @@ impl Store {
         self.counters.add(Field::ShunnedSegments, 1);
     }
 
-    fn device_works(&self) {
-        let mut failing_since = self.failing_since.lock();
-        if failing_since.is_some() {
-            *failing_since = None;
-        }
-    }
-
-    fn device_failed(&self, doing: &str, segment: u32, errno: i32) {
-        self.counters.add(Field::DeviceErrors, 1);
-        self.failing_since.lock().get_or_insert_with(Instant::now);
-        let error = io::Error::from_raw_os_error(errno);
-        log::error!("{doing} of segment {segment} failed: {error}");
-    }
-
     /// A slot's object does not check.
     fn damaged(&self, slot: u64, how: &str) {
         self.counters.add(Field::ChecksumErrors, 1);
         log::error!("slot {slot}: the stored page is damaged ({how})");
-    }
-}
-
-/// Room on the device that a write has been promised; given back if it is not kept.
-struct Charge<'a> {
-    store: &'a Store,
-    cost: u64,
-}
-
-impl Charge<'_> {
-    fn keep(mut self) {
-        self.cost = 0;
-    }
-}
-
-impl Drop for Charge<'_> {
-    fn drop(&mut self) {
-        self.store.accounted_bytes.fetch_sub(self.cost, Ordering::Relaxed);
-    }
-}
-
-impl WritePages for Store {
-    fn write_pages(&self, first: u64, pages: &[u8]) -> Result<()> {
-        let mut writer = lock_any(&self.writers);
-        for (slot, page) in (first..).zip(pages.chunks_exact(PAGE_LEN)) {
-            self.write_page(&mut writer, slot, page)?;
-        }
-        Ok(())
     }
 }
 
@@ -822,8 +484,7 @@ impl Backend for Log {
         self.flush()?;
         // Nothing is written behind the checkpoint.
         self.end_threads();
-        checkpoint::write(&self.store)
-            .map_err(|errno| Error::from_os(Operation::Flush, 0, errno))
+        checkpoint::write(&self.store).map_err(|errno| Error::from_os(Operation::Flush, 0, errno))
     }
 
     fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {

@@ -54,10 +54,22 @@ struct Planned {
 #[derive(Debug, Clone, Copy)]
 enum PlannedWhat {
     /// `expected` is what the slot's entry says as long as this is its page.
-    Object { expected: Entry, encoding: Encoding, len: u16, checksum: u32, at: u32 },
+    Object {
+        expected: Entry,
+        encoding: Encoding,
+        len: u16,
+        checksum: u32,
+        at: u32,
+    },
     /// `changes` is what the slot's lock counted when this was so.
-    SameFilled { word: u64, changes: u64 },
-    Discarded { count: u32, clear: Clear },
+    SameFilled {
+        word: u64,
+        changes: u64,
+    },
+    Discarded {
+        count: u32,
+        clear: Clear,
+    },
 }
 
 /// When the slots of a discard that is on the device may say so.
@@ -146,7 +158,12 @@ impl Builder {
     /// No memory.
     pub(super) fn new() -> io::Result<Builder> {
         let memory = Mapping::new(2 * MAX_PART_BYTES, true)?;
-        let nothing = Planned { sequence: 0, slot: 0, what: PlannedWhat::SameFilled { word: 0, changes: 0 }, source: 0 };
+        let nothing = Planned {
+            sequence: 0,
+            slot: 0,
+            what: PlannedWhat::SameFilled { word: 0, changes: 0 },
+            source: 0,
+        };
         let mut records = vec![nothing; MAX_RECORDS + 1];
         records.clear();
         Ok(Builder { memory, records, payload_bytes: 0, capacity_bytes: 0, began: 0 })
@@ -260,11 +277,7 @@ impl Builder {
 
     /// Answers where the payload lies; `None`: the device has failed, and the stream goes on in
     /// another segment.
-    fn write_once(
-        &mut self,
-        store: &Store,
-        stream: &mut Stream,
-    ) -> Result<Option<Place>, Blocked> {
+    fn write_once(&mut self, store: &Store, stream: &mut Stream) -> Result<Option<Place>, Blocked> {
         let payload_offset = payload_offset_for(self.records.len());
         let part_bytes = (payload_offset + self.payload_bytes).next_multiple_of(PAGE_LEN);
         let Some(segment) = stream.segment else {

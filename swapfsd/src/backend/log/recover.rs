@@ -23,14 +23,13 @@ use super::{AtStart, Store};
 use crate::backend::objects::entry::{DEVICE_START, Entry, Object};
 use crate::buffer::{BufferPool, LARGE_BYTES};
 use crate::codec::Encoding;
-use swapfs_format::PAGE_LEN;
 use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::Ordering;
+use swapfs_format::PAGE_LEN;
 use swapfs_format::log::{
     AnchorState, Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PartError, PartHeader, PartKind,
-    Record,
-    payload_offset_for,
+    Record, payload_offset_for,
 };
 
 /// More numbers than can have been given out for what is hidden behind torn heads.
@@ -290,8 +289,7 @@ impl<'a> Reading<'a> {
                 if end > self.area().segment_bytes {
                     return Ok(());
                 }
-                let offset =
-                    u64::from(segment) * self.area().segment_bytes + u64::from(offset);
+                let offset = u64::from(segment) * self.area().segment_bytes + u64::from(offset);
                 let location = DEVICE_START + offset;
                 (1, Entry::object(Object { encoding, location, len: usize::from(len) }))
             }

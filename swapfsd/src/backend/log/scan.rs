@@ -53,7 +53,9 @@ impl LogArea {
             ));
         };
         if superblock.data_bytes > MAX_DATA_BYTES {
-            return Err("its data section is larger than 4 TiB, which type 'log' can't address".to_owned());
+            return Err(
+                "its data section is larger than 4 TiB, which type 'log' can't address".to_owned()
+            );
         }
         Ok(LogArea {
             data_offset_bytes: superblock.data_offset_bytes,

@@ -227,8 +227,7 @@ impl Segments {
     }
 
     fn change(&self, segment: u32, from: State, to: State) -> bool {
-        let change =
-            |info| (State::of(info) == from).then_some(info & LIVE_MASK | to.bits());
+        let change = |info| (State::of(info) == from).then_some(info & LIVE_MASK | to.bits());
         let info = &self.words(segment).info;
         info.fetch_update(Ordering::AcqRel, Ordering::Acquire, change).is_ok()
     }
@@ -272,8 +271,7 @@ impl Segments {
     pub(super) fn make_pending(&self, segment: u32) -> bool {
         let info = &self.words(segment).info;
         let (from, to) = (State::Victim.bits(), State::Pending.bits());
-        let empty =
-            info.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        let empty = info.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if empty {
             self.pending.fetch_add(1, Ordering::Relaxed);
         }

@@ -70,7 +70,12 @@ impl BlockDevice for Memory {
     }
 }
 
-pub(super) fn open(device: Arc<dyn BlockDevice>, area: LogArea, slots: u64, options: &LogOptions) -> Log {
+pub(super) fn open(
+    device: Arc<dyn BlockDevice>,
+    area: LogArea,
+    slots: u64,
+    options: &LogOptions,
+) -> Log {
     let settings = LogSettings { options, discard: true, threads: 2 };
     let buffers = BufferPool::new(16, 4).unwrap();
     let log = Log::new(device, area, slots, settings, buffers, &Held::private()).unwrap();
@@ -207,7 +212,8 @@ fn check_counts(log: &Log) {
 fn large_writes_and_flushes() {
     let (area, slots) = (area(97), 640);
     let device = Arc::new(Memory::new(&area));
-    let log = open(device, area, slots, &LogOptions { deadline: Duration::from_secs(30), ..OPTIONS });
+    let log =
+        open(device, area, slots, &LogOptions { deadline: Duration::from_secs(30), ..OPTIONS });
     let (mut model, mut random) = (Model(vec![None; slots as usize]), Random(3));
     for _ in 0..400 {
         let count = if random.below(8) == 0 { 250 } else { 16 };
@@ -225,7 +231,7 @@ fn large_writes_and_flushes() {
             model.0[slot] = Some(key);
         }
         if random.below(10) == 0 {
-            let started = std::time::Instant::now();
+            let started = Instant::now();
             while !log.store.write_out_for(Duration::from_secs(3)) {
                 if started.elapsed() > Duration::from_secs(2) {
                     log.statistics(&mut |name, value| println!("{name} {value}"));

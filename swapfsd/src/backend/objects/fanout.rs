@@ -160,7 +160,12 @@ impl Fanout {
     }
 
     /// Stores `pages` from slot `first` on, with help if that is worth it.
-    pub(in crate::backend) fn write(&self, store: &dyn WritePages, first: u64, pages: &[u8]) -> Result<()> {
+    pub(in crate::backend) fn write(
+        &self,
+        store: &dyn WritePages,
+        first: u64,
+        pages: &[u8],
+    ) -> Result<()> {
         if pages.len() < WORTH_PAGES * PAGE_LEN {
             return store.write_pages(first, pages);
         }

@@ -119,7 +119,12 @@ impl Table {
 
     /// Calls `visit` with every slot from `first` on, up to `end`, that is not absent, and its
     /// cell. Leaves that do not exist are passed over at once.
-    pub(in crate::backend) fn for_each(&self, first: u64, end: u64, mut visit: impl FnMut(u64, &AtomicU64)) {
+    pub(in crate::backend) fn for_each(
+        &self,
+        first: u64,
+        end: u64,
+        mut visit: impl FnMut(u64, &AtomicU64),
+    ) {
         let end = end.min(self.slot_count);
         let root = self.kept.root();
         let mut slot = first;

@@ -11,10 +11,18 @@ use super::*;
 /// What was done to the device.
 #[derive(Debug)]
 enum Done {
-    Write { offset: usize, bytes: Vec<u8> },
-    Discard { offset: usize, length: usize },
+    Write {
+        offset: usize,
+        bytes: Vec<u8>,
+    },
+    Discard {
+        offset: usize,
+        length: usize,
+    },
     /// All before this index is durable.
-    Flush { upto: usize },
+    Flush {
+        upto: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -137,7 +145,9 @@ fn allowed(events: &[Event], slot: usize, at: usize) -> Vec<Option<u64>> {
             Event::Flushed { at: flushed } if *flushed <= at => {
                 allowed = allowed.split_off(allowed.len() - 1);
             }
-            Event::Set { at: begun, slot: changed, key } if *begun <= at + 2 && *changed == slot => {
+            Event::Set { at: begun, slot: changed, key }
+                if *begun <= at + 2 && *changed == slot =>
+            {
                 allowed.push(*key);
             }
             _ => {}
@@ -150,8 +160,7 @@ fn fail_at_every_operation(seed: u64, steps: u64, step_by: usize) {
     println!("seed {seed}");
     let (area, slots) = (area(40), 240);
     let mut random = Random(seed);
-    let device =
-        Arc::new(Recorded { live: Memory::new(&area), done: Mutex::default() });
+    let device = Arc::new(Recorded { live: Memory::new(&area), done: Mutex::default() });
     let log = open(device.clone(), area, slots, &OPTIONS);
     let events = work(&log, &device, &mut random, slots, steps);
     assert!(number(&log, "gc_victims") > 5);
@@ -190,7 +199,9 @@ fn fail_at_every_operation(seed: u64, steps: u64, step_by: usize) {
                     match done {
                         Done::Write { offset, bytes } => println!(
                             "{index}: write segment {} at {:#x}, {:#x}",
-                            (offset - (1 << 20)) / 65536, (offset - (1 << 20)) % 65536, bytes.len()
+                            (offset - (1 << 20)) / 65536,
+                            (offset - (1 << 20)) % 65536,
+                            bytes.len()
                         ),
                         other => println!("{index}: {other:x?}"),
                     }
@@ -214,18 +225,26 @@ fn show(log: &Log, slot: u32) {
     let mut buffer = vec![0; MAX_PART_BYTES];
     println!("entry {:?}", store.entry(u64::from(slot)).meaning());
     for segment in store.segments.area.segments() {
-        let shown = scan::for_each_part(&*store.device, &store.segments.area, segment, &mut buffer, |header, bytes| {
-            println!("segment {segment}: part {header:?}");
-            for record in swapfs_format::log::records(bytes, header).flatten() {
-                let hit = match record.content {
-                    swapfs_format::log::Content::Discarded(count) => (record.slot..record.slot + count).contains(&slot),
-                    _ => record.slot == slot,
-                };
-                if hit {
-                    println!("   {record:?}");
+        let shown = scan::for_each_part(
+            &*store.device,
+            &store.segments.area,
+            segment,
+            &mut buffer,
+            |header, bytes| {
+                println!("segment {segment}: part {header:?}");
+                for record in swapfs_format::log::records(bytes, header).flatten() {
+                    let hit = match record.content {
+                        swapfs_format::log::Content::Discarded(count) => {
+                            (record.slot..record.slot + count).contains(&slot)
+                        }
+                        _ => record.slot == slot,
+                    };
+                    if hit {
+                        println!("   {record:?}");
+                    }
                 }
-            }
-        });
+            },
+        );
         println!("{segment}: {shown:?}");
     }
 }
