@@ -8,10 +8,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use swapfs_format::swap_header::SwapHeader;
 use swapfs_tests::conformance::targets::OpenFile;
-use swapfs_tests::conformance::{self};
+use swapfs_tests::conformance::{self, Target};
 use swapfs_tests::mounted::{
-    LoopDevice, Mounted, Programs, cannot_attach, cannot_mount, cannot_use_rings, folder,
-    wait_until_gone,
+    LoopDevice, Mounted, Programs, cannot_attach, cannot_mount, cannot_use_rings, folder, kill,
+    wait_until_dead, wait_until_gone,
 };
 use swapfs_tests::{rng, skip_if};
 
@@ -25,6 +25,12 @@ fn conformance_of_mount(name: &str, format: &[&str], options: &str) {
     conformance_of(&mounted, name, options);
 }
 
+fn open(mounted: &Mounted, options: &str) -> OpenFile {
+    let file = File::options().read(true).write(true).open(mounted.swap_file()).unwrap();
+    let bytes = file.metadata().unwrap().size();
+    OpenFile { file, bytes, faults: options.contains("fault=") }
+}
+
 /// Of a log with the smallest segments, which it has to collect.
 fn conformance_of_log(name: &str, options: &str) {
     let folder = folder();
@@ -34,15 +40,13 @@ fn conformance_of_log(name: &str, options: &str) {
 }
 
 fn conformance_of(mounted: &Mounted, name: &str, options: &str) {
-    let file = File::options().read(true).write(true).open(mounted.swap_file()).unwrap();
-    let bytes = file.metadata().unwrap().size();
-    let faults = options.contains("fault=");
-    conformance::run_all(&OpenFile { file, bytes, faults }, rng::seed(name), 2000);
+    conformance::run_all(&open(mounted, options), rng::seed(name), 2000);
     let stats = mounted.stats();
     assert_eq!(stats["heap_allocations_on_io_path"], 0, "the I/O path allocated");
     assert_eq!(stats["in_flight"], 0);
     assert_eq!(stats["errors"]["checksum"], 0);
     assert!(stats["requests"]["read"].as_u64().unwrap() > 1000);
+    assert!(stats["type"] != "log" || stats["backend"]["segments_freed"] != 0, "not collected");
     mounted.unmount();
 }
 
@@ -151,6 +155,7 @@ fn fio_verify(type_name: &str, options: &str) {
         // Write data lies page-aligned in fuser's buffer (sys/alloc.rs), and goes out as it is.
         assert_eq!(stats["backend"]["copied_writes"], 0);
     }
+    assert!(type_name != "log" || stats["backend"]["segments_freed"] != 0, "not collected");
     drop(device);
     mounted.unmount();
 }
@@ -195,9 +200,16 @@ fn fio_verifies_ram() {
 #[test]
 fn what_was_written_is_there_after_a_remount() {
     skip_if!(cannot_attach());
+    remount("linear", "engine=sync");
+    remount("log", "algo=zstd");
+}
+
+/// Mounts with defaults first, and with `options` again.
+fn remount(type_name: &str, options: &str) {
     let folder = folder();
     let programs = programs();
-    let mounted = Mounted::new(&programs, folder.path(), &["-s", "32M", "-L", "keep"], "");
+    let format = ["-t", type_name, "-s", "32M", "-L", "keep"];
+    let mounted = Mounted::new(&programs, folder.path(), &format, "");
     let mut rng = rng::Rng::new(rng::seed("remount"));
     let mut written = vec![0; 5 << 20];
     rng.fill(&mut written);
@@ -211,17 +223,96 @@ fn what_was_written_is_there_after_a_remount() {
         file.sync_all().unwrap();
     }
     mounted.unmount();
-    let again = Mounted::existing(&programs, &mounted.image, "engine=sync");
+    let again = Mounted::existing(&programs, &mounted.image, options);
     let file = File::open(again.swap_file()).unwrap();
     let mut found = vec![0; written.len()];
     file.read_exact_at(&mut found, 7 << 20).unwrap();
-    assert!(found == written, "other bytes after the remount");
+    assert!(found == written, "other bytes after the remount of {type_name}");
     let mut page = [0; 4096];
     file.read_exact_at(&mut page, 0).unwrap();
     let header = SwapHeader::decode(&page).expect("mkswap's header");
     assert_eq!((header.label.as_str(), header.slot_count), ("again", 8192));
     drop(file);
     again.unmount();
+}
+
+/// Pages as they were flushed, and what was written or discarded since and never flushed.
+struct Flushed {
+    pages: Vec<u8>,
+    changed: std::ops::Range<usize>,
+}
+
+impl Flushed {
+    fn read(target: &OpenFile) -> Vec<u8> {
+        let mut pages = vec![0; target.bytes as usize];
+        target.read(0, &mut pages).unwrap();
+        pages
+    }
+
+    /// Writes and discards here and there, flushes, and goes on with a part of it.
+    fn make(target: &OpenFile, rng: &mut rng::Rng) -> Flushed {
+        let mut page = [0; 4096];
+        let slots = target.bytes / 4096;
+        let change = |rng: &mut rng::Rng, page: &mut [u8; 4096], slot| {
+            match rng.below(4) {
+                0 => return target.discard(slot * 4096, 4096).unwrap(),
+                1 => page.fill(rng.below(256) as u8),
+                kind => rng.fill(&mut page[..1 << (10 + kind % 3)]),
+            }
+            target.write(slot * 4096, page).unwrap();
+        };
+        for _ in 0..2 * slots {
+            let slot = 1 + rng.below(slots - 1);
+            change(rng, &mut page, slot);
+        }
+        target.flush().unwrap();
+        let pages = Flushed::read(target);
+        let first = 1 + rng.below(slots / 2);
+        for slot in first..first + slots / 8 {
+            change(rng, &mut page, slot);
+        }
+        Flushed { pages, changed: first as usize..(first + slots / 8) as usize }
+    }
+
+    fn check(&self, target: &OpenFile) {
+        let found = Flushed::read(target);
+        let pages = found.chunks(4096).zip(self.pages.chunks(4096));
+        for (slot, (found, flushed)) in pages.enumerate() {
+            let right = found == flushed || self.changed.contains(&slot);
+            assert!(right, "slot {slot} is not what was flushed");
+        }
+    }
+}
+
+/// All that is left is the device, without a checkpoint: the log is read.
+#[test]
+fn a_log_whose_processes_have_all_died_has_what_was_flushed() {
+    skip_if!(cannot_mount());
+    let folder = folder();
+    let programs = programs();
+    let mut rng = rng::Rng::new(rng::seed("all died"));
+    let format = ["-t", "log", "-s", "8M", "--erase-block", "64K"];
+    let mut mounted = Mounted::with_image(&programs, folder.path(), 16 << 20, &format, "");
+    for options in ["buffer=4M,deadline-ms=20", "buffer=4M,discard=on", "algo=zstd:1", ""] {
+        let target = open(&mounted, "");
+        let flushed = Flushed::make(&target, &mut rng);
+        drop(target);
+        let stats = mounted.stats();
+        let pids = ["supervisor_pid", "worker_pid", "standby_pid"].map(|name| stats[name].as_u64());
+        // Any one of them would save the volume.
+        for signal in [libc::SIGSTOP, libc::SIGKILL] {
+            pids.into_iter().flatten().for_each(|pid| kill(pid, signal));
+        }
+        pids.into_iter().flatten().for_each(wait_until_dead);
+        swapfsd::sys::mount::unmount(&mounted.mountpoint).unwrap();
+        let again = Mounted::existing(&programs, &mounted.image, options);
+        // Not dropped, which would unmount what is mounted there again.
+        std::mem::forget(std::mem::replace(&mut mounted, again));
+        flushed.check(&open(&mounted, ""));
+        assert_eq!(mounted.stats()["errors"]["checksum"], 0);
+    }
+    mounted.unmount();
+    mounted.programs.succeed("fsck.swapfs", &["-n".as_ref(), mounted.image.as_os_str()]);
 }
 
 #[test]

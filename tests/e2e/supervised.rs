@@ -11,11 +11,12 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use swapfs_tests::conformance;
 use swapfs_tests::conformance::targets::OpenFile;
 use swapfs_tests::mounted::{
-    Mounted, Programs, cannot_mount, cannot_use_rings, folder, wait_until_gone,
+    Mounted, Programs, cannot_mount, cannot_use_rings, folder, kill, wait_until, wait_until_dead,
+    wait_until_gone,
 };
 use swapfs_tests::{rng, skip_if};
 use swapfsd::sys::passing;
@@ -30,25 +31,6 @@ fn cannot_guard() -> Option<&'static str> {
         let old = swapfsd::sys::process::kernel_version() < (6, 9);
         old.then_some("the kernel can't resend FUSE requests")
     })
-}
-
-fn kill(pid: u64, signal: i32) {
-    assert!(pid > 1, "0 would be this test and all around it");
-    // SAFETY: no memory is passed; the process is one that this test started.
-    unsafe { libc::kill(pid as i32, signal) };
-}
-
-fn number(mounted: &Mounted, name: &str) -> u64 {
-    mounted.stats()[name].as_u64().unwrap_or(0)
-}
-
-/// Waits until `done`, for up to a minute: how long it takes is not the test.
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn swap_file(mounted: &Mounted) -> OpenFile {
@@ -69,6 +51,10 @@ fn conformance_under_kills(name: &str, format: &[&str], options: &str) {
     skip_if!(cannot_guard());
     let folder = folder();
     let mounted = Mounted::new(&programs(), folder.path(), format, options);
+    kills_under_conformance(name, mounted);
+}
+
+fn kills_under_conformance(name: &str, mounted: Mounted) {
     let seed = rng::seed(name);
     let target = swap_file(&mounted);
     let done = AtomicBool::new(false);
@@ -77,7 +63,7 @@ fn conformance_under_kills(name: &str, format: &[&str], options: &str) {
             let mut random = rng::Rng::new(seed);
             let mut killed = 0;
             while !done.load(Ordering::Relaxed) {
-                kill(number(&mounted, "worker_pid"), libc::SIGKILL);
+                kill(mounted.number("worker_pid"), libc::SIGKILL);
                 killed += 1;
                 std::thread::sleep(Duration::from_millis(5 + random.below(150)));
             }
@@ -90,7 +76,7 @@ fn conformance_under_kills(name: &str, format: &[&str], options: &str) {
         killer.join().unwrap()
     });
     drop(target);
-    let noticed = || number(&mounted, "takeovers");
+    let noticed = || mounted.number("takeovers");
     wait_until(&format!("{killed} deaths are noticed, not {}", noticed()), || noticed() == killed);
     let stats = mounted.stats();
     println!("{name}: {killed} kills, longest pause {} ms", stats["longest_pause_ms"]);
@@ -129,6 +115,17 @@ fn zmem_with_everything_on_under_kills() {
     conformance_under_kills("kills, zmem, everything", &["-t", "zmem", "-s", "3M"], options);
 }
 
+/// With the smallest segments and no patience, so that it is collected all the time.
+#[test]
+fn log_under_kills() {
+    skip_if!(cannot_guard());
+    let folder = folder();
+    let format = ["-t", "log", "-s", "3M", "--erase-block", "64K"];
+    let options = "buffer=4M,deadline-ms=10";
+    let mounted = Mounted::with_image(&programs(), folder.path(), 6 << 20, &format, options);
+    kills_under_conformance("kills, log", mounted);
+}
+
 /// A volume with known bytes.
 fn filled(folder: &Path, options: &str) -> (Mounted, Vec<u8>) {
     let mounted = Mounted::new(&programs(), folder, &["-t", "zmem", "-s", "16M"], options);
@@ -153,8 +150,8 @@ fn a_dead_supervisor_is_replaced_by_the_worker() {
     let folder = folder();
     let (mounted, bytes) = filled(folder.path(), "");
     for _ in 0..3 {
-        wait_until("a supervisor", || number(&mounted, "supervisor_pid") != 0);
-        let before = number(&mounted, "supervisor_pid");
+        wait_until("a supervisor", || mounted.number("supervisor_pid") != 0);
+        let before = mounted.number("supervisor_pid");
         kill(before, libc::SIGKILL);
         wait_until("a new supervisor with a standby", || {
             let stats = mounted.stats();
@@ -162,9 +159,9 @@ fn a_dead_supervisor_is_replaced_by_the_worker() {
             supervisor != before && stats["standby_pid"].is_u64()
         });
         check(&mounted, &bytes);
-        let worker = number(&mounted, "worker_pid");
+        let worker = mounted.number("worker_pid");
         kill(worker, libc::SIGKILL);
-        wait_until("a new worker", || number(&mounted, "worker_pid") != worker);
+        wait_until("a new worker", || mounted.number("worker_pid") != worker);
         check(&mounted, &bytes);
     }
     assert_eq!(mounted.stats()["guarded"], true);
@@ -177,12 +174,12 @@ fn a_standby_that_dies_is_replaced() {
     let folder = folder();
     let (mounted, bytes) = filled(folder.path(), "");
     for _ in 0..3 {
-        wait_until("a standby", || number(&mounted, "standby_pid") != 0);
-        let standby = number(&mounted, "standby_pid");
+        wait_until("a standby", || mounted.number("standby_pid") != 0);
+        let standby = mounted.number("standby_pid");
         kill(standby, libc::SIGKILL);
-        wait_until("another standby", || ![0, standby].contains(&number(&mounted, "standby_pid")));
+        wait_until("another standby", || ![0, standby].contains(&mounted.number("standby_pid")));
     }
-    assert_eq!(number(&mounted, "takeovers"), 0);
+    assert_eq!(mounted.number("takeovers"), 0);
     check(&mounted, &bytes);
     mounted.unmount();
 }
@@ -216,7 +213,7 @@ fn a_worker_with_a_request_that_does_not_end_is_replaced() {
         assert_eq!(found, [page + 1; 4096]);
     }
     drop(file);
-    let hangs = number(&mounted, "hangs");
+    let hangs = mounted.number("hangs");
     assert!((2..=5).contains(&hangs), "{hangs} hangs");
     mounted.unmount();
 }
@@ -227,10 +224,10 @@ fn the_standby_saves_the_volume_when_supervisor_and_worker_die_together() {
     let folder = folder();
     let (mounted, bytes) = filled(folder.path(), "");
     for round in 0..6 {
-        wait_until("a standby", || number(&mounted, "standby_pid") != 0);
+        wait_until("a standby", || mounted.number("standby_pid") != 0);
         // It has to be ready: nobody is left who could start another one.
         std::thread::sleep(Duration::from_millis(500));
-        let pids = [number(&mounted, "supervisor_pid"), number(&mounted, "worker_pid")];
+        let pids = [mounted.number("supervisor_pid"), mounted.number("worker_pid")];
         let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
         kill(pids[order[0]], libc::SIGSTOP);
         for index in order {
@@ -251,25 +248,25 @@ fn a_worker_that_dies_soon_after_its_supervisor() {
     let (mounted, bytes) = filled(folder.path(), "");
     let mut random = rng::Rng::new(rng::seed("soon after"));
     for _ in 0..8 {
-        wait_until("a standby", || number(&mounted, "standby_pid") != 0);
+        wait_until("a standby", || mounted.number("standby_pid") != 0);
         std::thread::sleep(Duration::from_millis(300));
-        let pids = [number(&mounted, "supervisor_pid"), number(&mounted, "worker_pid")];
+        let pids = [mounted.number("supervisor_pid"), mounted.number("worker_pid")];
         kill(pids[0], libc::SIGKILL);
         std::thread::sleep(Duration::from_micros(random.below(40_000)));
         kill(pids[1], libc::SIGKILL);
         check(&mounted, &bytes);
-        let watcher = || match number(&mounted, "supervisor_pid") {
+        let watcher = || match mounted.number("supervisor_pid") {
             pid if pid != pids[0] => pid,
             _ => 0,
         };
         wait_until("a new supervisor", || watcher() != 0);
         // The first one to say so may find that it has come too late.
-        wait_until("a supervisor with a standby", || number(&mounted, "standby_pid") != 0);
+        wait_until("a supervisor with a standby", || mounted.number("standby_pid") != 0);
     }
     std::thread::sleep(Duration::from_millis(1500));
-    let before = number(&mounted, "supervisor_pid");
+    let before = mounted.number("supervisor_pid");
     std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(number(&mounted, "supervisor_pid"), before, "it is one and the same");
+    assert_eq!(mounted.number("supervisor_pid"), before, "it is one and the same");
     check(&mounted, &bytes);
     mounted.unmount();
 }
@@ -279,7 +276,7 @@ fn a_worker_that_hangs_is_replaced_and_a_slow_device_is_no_hang() {
     skip_if!(cannot_guard());
     let folder = folder();
     let (mounted, bytes) = filled(folder.path(), "watchdog=1");
-    let worker = number(&mounted, "worker_pid");
+    let worker = mounted.number("worker_pid");
     kill(worker, libc::SIGSTOP);
     check(&mounted, &bytes);
     let stats = mounted.stats();
@@ -289,7 +286,7 @@ fn a_worker_that_hangs_is_replaced_and_a_slow_device_is_no_hang() {
     let slow = Mounted::existing(&programs(), &mounted.image, "watchdog=1,delay=3000000");
     let mut page = [1; 4096];
     File::open(slow.swap_file()).unwrap().read_exact_at(&mut page, 40_960).unwrap();
-    assert_eq!((number(&slow, "hangs"), number(&slow, "takeovers")), (0, 0));
+    assert_eq!((slow.number("hangs"), slow.number("takeovers")), (0, 0));
     slow.unmount();
 }
 
@@ -341,7 +338,7 @@ fn an_upgrade_replaces_worker_and_supervisor() {
         }
         check(&mounted, &bytes);
         // It guards as before.
-        kill(number(&mounted, "worker_pid"), libc::SIGKILL);
+        kill(mounted.number("worker_pid"), libc::SIGKILL);
         check(&mounted, &bytes);
     }
     let stats = mounted.stats();
@@ -408,7 +405,7 @@ fn by_rings_an_upgrade_that_can_not_drain_is_called_off() {
         .status();
     assert!(status.unwrap().success());
     let mounted = Mounted { programs, image, mountpoint };
-    let worker = number(&mounted, "worker_pid");
+    let worker = mounted.number("worker_pid");
     let target = swap_file(&mounted);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -441,8 +438,8 @@ fn by_rings_a_kill_ends_the_volume_with_errors() {
     let (mounted, bytes) = filled(folder.path(), "transport=uring");
     check(&mounted, &bytes);
     let file = File::open(mounted.swap_file()).unwrap();
-    let supervisor = number(&mounted, "supervisor_pid");
-    kill(number(&mounted, "worker_pid"), libc::SIGKILL);
+    let supervisor = mounted.number("supervisor_pid");
+    kill(mounted.number("worker_pid"), libc::SIGKILL);
     wait_until("reads fail", || file.read_exact_at(&mut [0; 4096], 8192).is_err());
     drop(file);
     wait_until_dead(supervisor);
@@ -510,7 +507,7 @@ fn without_a_supervisor_a_kill_ends_the_volume() {
     assert_eq!(stats["guarded"], false);
     assert_eq!(stats["unguarded_why"], "supervisor=off");
     assert!(stats["supervisor_pid"].is_null());
-    kill(number(&mounted, "pid"), libc::SIGKILL);
+    kill(mounted.number("pid"), libc::SIGKILL);
     wait_until_gone(stats["pid"].as_u64().unwrap() as u32);
     let error = File::open(mounted.swap_file()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
@@ -555,7 +552,7 @@ fn a_service_manager_that_keeps_descriptors_saves_the_volume_when_all_processes_
     let file = File::options().write(true).open(mounted.swap_file()).unwrap();
     file.write_all_at(&bytes, 8192).unwrap();
     drop(file);
-    wait_until("a standby", || number(&mounted, "standby_pid") != 0);
+    wait_until("a standby", || mounted.number("standby_pid") != 0);
     let stats = mounted.stats();
     let pids = ["supervisor_pid", "worker_pid", "standby_pid"].map(|name| stats[name].as_u64());
     // All at once, as far as can be: any one of them would save the volume.
@@ -590,12 +587,4 @@ fn a_service_manager_that_keeps_descriptors_saves_the_volume_when_all_processes_
     check(&mounted, &bytes);
     assert_eq!(mounted.stats()["guarded"], true);
     mounted.unmount();
-}
-
-/// Dead, or a zombie that nobody has waited for.
-fn wait_until_dead(pid: u64) {
-    wait_until("a process to die", || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        stat.map_or(true, |stat| stat.contains(") Z "))
-    });
 }

@@ -192,6 +192,12 @@ impl Mounted {
         serde_json::from_slice(&text).unwrap()
     }
 
+    /// A number of stats.json; 0 where it says null.
+    #[must_use]
+    pub fn number(&self, name: &str) -> u64 {
+        self.stats()[name].as_u64().unwrap_or(0)
+    }
+
     /// Process id of the daemon: of the supervisor, where there is one.
     ///
     /// # Panics
@@ -224,6 +230,39 @@ impl Drop for Mounted {
         // After a failure too, nothing stays mounted. Does nothing after `unmount`.
         let _ = Command::new("umount").args(["-l", "-q"]).arg(&self.mountpoint).output();
     }
+}
+
+/// Sends a signal to a process that this test started.
+///
+/// # Panics
+/// If there is no such process id.
+pub fn kill(pid: u64, signal: i32) {
+    assert!(pid > 1, "0 would be this test and all around it");
+    // SAFETY: no memory is passed; the process is one that this test started.
+    unsafe { libc::kill(pid as i32, signal) };
+}
+
+/// Waits until `done`, for up to a minute: how long it takes is not the test.
+///
+/// # Panics
+/// If it takes longer.
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until a process is dead, or a zombie that nobody has waited for.
+///
+/// # Panics
+/// If it lives on.
+pub fn wait_until_dead(pid: u64) {
+    wait_until("a process to die", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+    });
 }
 
 /// Waits until a process has ended.

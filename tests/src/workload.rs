@@ -69,6 +69,9 @@ pub struct Report {
     pub in_ms: u64,
 }
 
+/// After so many touches it is looked whether it is enough.
+const LOOK_PAGES: u64 = 256;
+
 struct Worker<'a> {
     work: &'a Work<'a>,
     region: Region,
@@ -111,9 +114,7 @@ impl Worker<'_> {
         self.out += start.elapsed();
         self.page_out()?;
         ready();
-        while self.report.passes < u64::from(self.work.passes)
-            || self.work.until.is_some_and(|path| !path.exists())
-        {
+        while self.goes_on() {
             self.pass();
             self.page_out()?;
             self.report.passes += 1;
@@ -127,11 +128,25 @@ impl Worker<'_> {
         Ok(self.report)
     }
 
-    /// As many touches as there are pages, half of them writes.
+    /// Not all passes that must be are done, or nobody has said yet that it is enough.
+    fn goes_on(&self) -> bool {
+        self.report.passes < u64::from(self.work.passes)
+            || self.work.until.is_some_and(|path| !path.exists())
+    }
+
+    /// As many touches as there are pages, half of them writes. One that need not be ends early
+    /// when it is enough: where memory is short, a pass takes a minute.
     fn pass(&mut self) {
         let pages = self.work.pages as u64;
         let mut touched = 0;
+        let mut looked = 0;
         while touched < pages {
+            if touched - looked >= LOOK_PAGES {
+                looked = touched;
+                if !self.goes_on() {
+                    return;
+                }
+            }
             let (first, count) = match self.work.touch {
                 Touch::Random => (self.rng.below(pages), 1),
                 Touch::Sequential => (touched, 1),

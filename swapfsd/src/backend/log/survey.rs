@@ -405,14 +405,17 @@ impl Work<'_> {
             }
             let buffer = self.buffer.get();
             let Ok(bytes) = read_part(self.device, &self.area, &header, buffer) else { continue };
-            scan::for_each_checked(bytes, &header, |_, record, right| {
-                if right {
-                    slots.take_in(record, &Location::of(record, &header, &self.area), |place| {
-                        part_at_place(parts, &self.area, place) < header.sequence
-                    });
-                } else {
-                    survey.totals.torn_objects += 1;
-                }
+            let mut torn = 0;
+            scan::for_each_checked(bytes, &header, |_, _, right| torn += u64::from(!right));
+            survey.totals.torn_objects += torn;
+            if torn > 0 {
+                // A mount believes all of a part or nothing.
+                continue;
+            }
+            scan::for_each_checked(bytes, &header, |_, record, _| {
+                slots.take_in(record, &Location::of(record, &header, &self.area), |place| {
+                    part_at_place(parts, &self.area, place) < header.sequence
+                });
             });
         }
         let survey = &mut self.survey;
