@@ -11,9 +11,10 @@ use swapfs_tests::conformance::targets::OpenFile;
 use swapfs_tests::conformance::{self, Target};
 use swapfs_tests::mounted::{
     LoopDevice, Mounted, Programs, cannot_attach, cannot_mount, cannot_use_rings, folder, kill,
-    wait_until_dead, wait_until_gone,
+    wait_until, wait_until_gone,
 };
 use swapfs_tests::{rng, skip_if};
+use swapfsd::image::{Access, Image};
 
 fn programs() -> Programs {
     Programs::new(env!("CARGO_BIN_EXE_programs"))
@@ -297,13 +298,16 @@ fn a_log_whose_processes_have_all_died_has_what_was_flushed() {
         let target = open(&mounted, "");
         let flushed = Flushed::make(&target, &mut rng);
         drop(target);
+        // Whoever is not known yet would survive.
+        wait_until("a standby", || mounted.number("standby_pid") != 0);
         let stats = mounted.stats();
         let pids = ["supervisor_pid", "worker_pid", "standby_pid"].map(|name| stats[name].as_u64());
         // Any one of them would save the volume.
         for signal in [libc::SIGSTOP, libc::SIGKILL] {
             pids.into_iter().flatten().for_each(|pid| kill(pid, signal));
         }
-        pids.into_iter().flatten().for_each(wait_until_dead);
+        let free = || Image::open_exclusive(&mounted.image, Access::ReadOnly).is_ok();
+        wait_until("nobody has the image", free);
         swapfsd::sys::mount::unmount(&mounted.mountpoint).unwrap();
         let again = Mounted::existing(&programs, &mounted.image, options);
         // Not dropped, which would unmount what is mounted there again.

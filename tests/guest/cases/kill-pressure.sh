@@ -2,10 +2,18 @@
 # The process that serves is killed while more memory is in use than the machine has, without any
 # cgroup limit: who takes over has to do so without memory that only it could free.
 #
-# SWAPFS_PRESSURE_KILLS: how many, for each type.
+# SWAPFS_LONG=1: more memory, more kills; SWAPFS_PRESSURE_KILLS: how many, for each type.
 . "${0%/*}/lib/guest.sh"
 
-kills="${SWAPFS_PRESSURE_KILLS:-10}"
+linear_mb=600
+zmem_mb=480
+kills=6
+if [ "${SWAPFS_LONG:-}" = 1 ]; then
+    linear_mb=700
+    zmem_mb=560
+    kills=10
+fi
+kills="${SWAPFS_PRESSURE_KILLS:-$kills}"
 RANDOM=$((seed % 32768))
 
 make_ext4 /dev/vda /mnt/data
@@ -50,5 +58,5 @@ kill_when_full() { # TYPE MEGABYTES COMPRESSIBLE UP_ARGUMENT...
     rm "$image"
 }
 
-kill_when_full linear 700 50 --size 1G
-kill_when_full zmem 560 75 --size 2G -o limit=300M
+kill_when_full linear "$linear_mb" 50 --size 1G
+kill_when_full zmem "$zmem_mb" 75 --size 2G -o limit=300M

@@ -1,12 +1,23 @@
 # guest: --memory 1024 --disk 1G --disk 512M --timeout 900
 # Two volumes at once: the preferred one fills first; with equal priority both are used.
+#
+# SWAPFS_LONG=1: more memory.
 . "${0%/*}/lib/guest.sh"
+
+preferred_mb=40
+different_mb=120
+equal_mb=80
+if [ "${SWAPFS_LONG:-}" = 1 ]; then
+    preferred_mb=64
+    different_mb=200
+    equal_mb=120
+fi
 
 make_ext4 /dev/vda /mnt/data
 first=/mnt/data/first.img
 second=/dev/vdb
-make_cgroup one 60
-make_cgroup two 60
+make_cgroup one $((equal_mb / 2))
+make_cgroup two $((equal_mb / 2))
 mkswapfs -o engine=sync "$second"
 
 show_use() {
@@ -15,17 +26,17 @@ show_use() {
     echo "in use: $first $first_kib KiB, $second $second_kib KiB"
 }
 
-step "different priorities: 64 MiB preferred, a workload of 200 MiB"
-swapfs up "$first" --type linear --size 64M --priority 20 --discard=pages
+step "different priorities: $preferred_mb MiB preferred, a workload of $different_mb MiB"
+swapfs up "$first" --type linear --size "${preferred_mb}M" --priority 20 --discard=pages
 swapfs up "$second" --priority 5 --discard=pages
 cat /proc/swaps
-in_cgroup one pageload --megabytes 200 --passes 1 --seed "$seed" --processes 2 \
+in_cgroup one pageload --megabytes "$different_mb" --passes 1 --seed "$seed" --processes 2 \
     --ready "$scratch/ready" --until "$scratch/stop" >"$scratch/background" 2>&1 &
 workload=$!
 wait_for "workload ready" test -e "$scratch/ready"
 show_use
-check "the preferred volume is nearly full" [ "$first_kib" -gt $((50 * 1024)) ]
-check "the rest went to the other" [ "$second_kib" -gt $((30 * 1024)) ]
+check "the preferred volume is nearly full" [ "$first_kib" -gt $((preferred_mb * 8 / 10 * 1024)) ]
+check "the rest went to the other" [ "$second_kib" -gt $((20 * 1024)) ]
 touch "$scratch/stop"
 status=0
 wait "$workload" || status=$?
@@ -40,7 +51,7 @@ swapfs up "$first" --type linear --size 400M --priority 7 --discard=pages
 swapfs up "$second" --priority 7 --discard=pages
 cat /proc/swaps
 for group in one two; do
-    in_cgroup "$group" pageload --megabytes 120 --passes 1 --seed "$seed" \
+    in_cgroup "$group" pageload --megabytes "$equal_mb" --passes 1 --seed "$seed" \
         --ready "$scratch/ready.$group" --until "$scratch/stop" >"$scratch/$group" 2>&1 &
     echo $! >"$scratch/$group.pid"
 done
