@@ -21,6 +21,7 @@ pub mod image;
 pub mod inspect;
 pub mod interrupt;
 mod log_survey;
+pub mod log_use;
 pub mod loop_device;
 pub mod memory_check;
 pub mod mount;

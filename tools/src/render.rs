@@ -1,5 +1,6 @@
 //! `swapfs status` for people: a table, and the warnings under it.
 
+use crate::log_use::LogUse;
 use crate::savings::Savings;
 use crate::stats::Stats;
 use crate::status::{DaemonState, Status, VolumeStatus};
@@ -24,6 +25,9 @@ pub fn table(status: &Status) -> String {
     for volume in &status.volumes {
         if let Some(savings) = volume.stats.as_ref().and_then(Savings::of) {
             text.push_str(&format!("{}: {savings}\n", name(volume)));
+        }
+        if let Some(log) = volume.stats.as_ref().and_then(LogUse::of) {
+            text.push_str(&format!("{}: {log}\n", name(volume)));
         }
         if let Some(guard) = volume.stats.as_ref().and_then(guard) {
             text.push_str(&format!("{}: {guard}\n", name(volume)));

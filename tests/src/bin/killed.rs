@@ -27,8 +27,10 @@ use swapfsd::held::{BACKEND_REGIONS, Held};
 use swapfsd::image::Image;
 use swapfsd::volume::Volume;
 
-/// How long it lets the threads of the background work when all operations are done.
+/// How long it lets the threads of the background work when all operations are done: zmem's
+/// recompression waits until pages are cold.
 const IDLE: Duration = Duration::from_millis(2500);
+const IDLE_LOG: Duration = Duration::from_millis(500);
 
 #[derive(Parser)]
 struct Arguments {
@@ -179,8 +181,9 @@ fn serve(
         threads.into_iter().try_for_each(|thread| thread.join().unwrap())
     })?;
     if order.point.is_some() {
+        let idle = if arguments.back_end == "log" { IDLE_LOG } else { IDLE };
         let started = Instant::now();
-        while started.elapsed() < IDLE {
+        while started.elapsed() < idle {
             std::thread::sleep(Duration::from_millis(20));
         }
         // It may have been busy with what has become cold.
