@@ -95,7 +95,6 @@ fn fio_verifies_all_types_by_rings() {
     fio_verify("linear", "transport=uring,engine=sync");
     fio_verify("zmem", "transport=uring,limit=256M");
     fio_verify("ram", "transport=uring");
-    fio_verify("log", "transport=uring,deadline-ms=100");
 }
 
 #[test]

@@ -159,13 +159,12 @@ impl Buffer {
         {
             return Some(chunk);
         }
+        // First, so that a flusher can have it while this waits for another one.
+        self.close(open);
         let next = self.arena.take_for_write()?;
         self.arena.add_live(next, HOLD_BYTES);
         let start = Location::from(next) * SEGMENT_BYTES as Location;
         self.raw(start).sequence.store(0, Ordering::Release);
-        if open.chunk.is_some() {
-            self.close(open);
-        }
         *open = OpenChunk { chunk: Some(next), fill: 0, opened: Some(Instant::now()) };
         Some(next)
     }
@@ -371,6 +370,11 @@ impl Buffer {
     /// Must what was taken from that chunk be written now, though a part is not full?
     pub(super) fn is_urgent(&self, oldest: &Queued) -> bool {
         oldest.since.elapsed() >= self.deadline || oldest.number < self.queue.lock().forced
+    }
+
+    /// Chunks below this number are waited for.
+    pub(super) fn forced(&self) -> u64 {
+        self.queue.lock().forced
     }
 
     /// The flusher has finished all chunks below `number`.

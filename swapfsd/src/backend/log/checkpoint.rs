@@ -89,10 +89,14 @@ fn fill_leaf(store: &Store, number: u64, block: &mut [u8], written: &[u32]) {
 /// An entry with its place counted from the start of the data section.
 fn portable(entry: Entry) -> u64 {
     match entry.as_object() {
-        Some(mut object) => {
-            object.location -= DEVICE_START;
-            Entry::object(object).0
-        }
+        Some(mut object) => match object.device_offset() {
+            Some(offset) => {
+                object.location = offset;
+                Entry::object(object).0
+            }
+            // Everything was written out before.
+            None => Entry::ABSENT.0,
+        },
         None if entry.is_absent() => Entry::ABSENT.0,
         None => entry.0,
     }
@@ -144,7 +148,8 @@ pub(super) fn write(store: &Store) -> Result<(), i32> {
             used += CHECKPOINT_LEAF_LEN;
         }
         let at = (part / parts_per_segment) as usize;
-        let sequence = store.segments.begin_part(0);
+        let offset_bytes = (part % parts_per_segment) as u32 * part_bytes as u32;
+        let sequence = store.segments.begin_part(0, segments[at], offset_bytes);
         store.segments.end_part(0);
         if part % parts_per_segment == 0 {
             filling = sequence;
@@ -157,7 +162,7 @@ pub(super) fn write(store: &Store) -> Result<(), i32> {
             began_sequence: store.segments.last_write(),
             durable_sequence: first_sequence - 1,
             segment: segments[at],
-            offset_bytes: (part % parts_per_segment) as u32 * part_bytes as u32,
+            offset_bytes,
             part_bytes: part_bytes as u32,
             record_count: 0,
             payload_offset_bytes: head as u32,

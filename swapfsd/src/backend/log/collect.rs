@@ -19,7 +19,7 @@
 
 use super::Store;
 use super::counters::Field;
-use super::part::{Blocked, Builder, Clear, Stream, add_word, device_bytes};
+use super::part::{Blocked, Builder, Clear, Stream, add_current, add_word, device_bytes};
 use super::scan;
 use super::segments::State;
 use crate::backend::objects::entry::{
@@ -29,13 +29,15 @@ use crate::codec;
 use crate::crash::{self, Point};
 use crate::sys::memory::Mapping;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use swapfs_format::log::{
-    Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PartHeader, PartKind, Record,
+    Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PartHeader, PartKind, RECORD_LEN, Record,
 };
 
 /// How often the collector looks without being told.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long segments are left alone that could not be read.
+const SHUNNED_FOR: Duration = Duration::from_secs(5);
 /// Victims of one round at most: all of them are freed by one flush.
 const MAX_VICTIMS: usize = 64;
 /// Parts that a segment can have, of which the collector notes the heads.
@@ -95,7 +97,12 @@ impl Collector {
         let mover = &mut self.mover;
         // What a predecessor had emptied waits for a flush.
         mover.free_pending(store);
+        let mut forgiven = Instant::now();
         while !store.stop.load(Ordering::Relaxed) {
+            if forgiven.elapsed() > SHUNNED_FOR {
+                store.forgive_all();
+                forgiven = Instant::now();
+            }
             let wanted = store.take_wanted(LOOK);
             let free = store.segments.free_count();
             if free < store.layout.low_segments || wanted && free <= store.layout.keep_segments {
@@ -133,8 +140,9 @@ impl Mover {
                 Err(why) => {
                     store.segments.spare_victim(victim);
                     if why == Stopped::Unreadable {
+                        // For a while: if the device fails, others can't be read either.
                         store.shun(victim);
-                        continue;
+                        std::thread::sleep(LOOK);
                     }
                     break;
                 }
@@ -154,14 +162,23 @@ impl Mover {
         let segments = &store.segments;
         let size = segments.area.segment_bytes;
         let now = segments.last_part() + 1;
-        let mut best = None;
+        let (mut best, mut oldest) = (None, None);
         for segment in segments.area.segments() {
             let (state, live) = segments.segment(segment);
             if state != State::Used || store.is_shunned(segment) {
                 continue;
             }
-            if live == 0 {
+            // Words and discards may all be dead; nobody knows before they are looked at.
+            let plain_bytes = segments.plain(segment) * RECORD_LEN as u64;
+            if live + plain_bytes == 0 {
                 return Some(segment);
+            }
+            let live = live + plain_bytes;
+            if plain_bytes > 0 && live <= room_bytes {
+                let filling = segments.filling(segment);
+                if oldest.is_none_or(|(_, least)| filling < least) {
+                    oldest = Some((segment, filling));
+                }
             }
             let dead = size.saturating_sub(live);
             // Less than this is lost again in part heads and ends.
@@ -174,7 +191,8 @@ impl Mover {
                 best = Some((segment, score));
             }
         }
-        best.map(|(segment, _)| segment)
+        // The longer ago, the more of its words and discards are dead.
+        best.map(|(segment, _)| segment).or(oldest.map(|(segment, _)| segment))
     }
 
     /// Moves everything out of a victim that must not be lost with it, or puts it into the part in
@@ -262,16 +280,11 @@ impl Mover {
                 if !self.room_to_save(store, HEADER_BYTES + object.len)? {
                     return Ok(());
                 }
-                let _shared = store.slots.of(slot).read();
-                let entry = store.entry(slot);
-                if let Some(object) = entry.as_object()
-                    && object.device_offset().is_none()
-                    && self.builder.fits(HEADER_BYTES + object.len)
-                    && let Some(stored) = store.buffer.stored(&object)
-                {
-                    let key = (store.buffer.sequence_of(&object), record.slot, 0);
-                    self.builder.push_object(key, Entry::object(object), &object, stored);
+                if add_current(store, &mut self.builder, record.slot, 0) {
                     store.counters.add(Field::SavedPages, 1);
+                } else if !store.entry(slot).is_same_as(entry) {
+                    // It was changed meanwhile.
+                    return self.keep(store, victim, header, part, record, oldest_stale);
                 }
             }
             _ if entry.is_buffered() || entry == Entry::DISCARDED => {

@@ -6,13 +6,14 @@
 use super::Store;
 use super::buffer::{HOLD_BYTES, What, chunk_bytes, record_of};
 use super::cost_of;
-use super::part::device_bytes;
+use super::part::{device_bytes, make_empty};
 use crate::backend::objects::arena::SEGMENT_BYTES;
 use crate::backend::objects::entry::{Entry, Location, Meaning};
 use crate::crash::{self, Point};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use swapfs_format::log::{MAX_PART_BYTES, PartHeader, PartKind};
 
 /// Makes the derived state of a volume that a predecessor has left, and that nobody else uses.
 ///
@@ -20,6 +21,10 @@ use std::time::Instant;
 /// `InvalidData` if the table leads nowhere; what a system call answers.
 pub(super) fn adopt(store: &Store) -> io::Result<()> {
     let arena = &store.arena;
+    for (stream, sequence, segment, offset_bytes) in store.segments.cut_off() {
+        empty_cut_off(store, sequence, segment, offset_bytes)?;
+        store.segments.end_part(stream);
+    }
     arena.begin_adoption()?;
     let mut right = true;
     store.table.for_each_frame(|frame| {
@@ -36,7 +41,7 @@ pub(super) fn adopt(store: &Store) -> io::Result<()> {
     count(store, |entry| {
         if let Some(object) = entry.as_object()
             && object.device_offset().is_none()
-            && object.location >= Location::from(HOLD_BYTES)
+            && object.location >= Location::from(chunk_bytes(0))
         {
             live.add(record_of(&object), chunk_bytes(object.len));
         }
@@ -76,6 +81,33 @@ pub(super) fn adopt(store: &Store) -> io::Result<()> {
         store.buffer.enqueue(chunk, Instant::now());
     }
     Ok(())
+}
+
+/// A part that the predecessor was writing may be there in half: an empty one takes its place, lest
+/// it is believed when later parts are durable.
+fn empty_cut_off(store: &Store, sequence: u64, segment: u32, offset_bytes: u32) -> io::Result<()> {
+    let area = &store.segments.area;
+    let rest = area.segment_bytes - u64::from(offset_bytes);
+    let header = PartHeader {
+        kind: PartKind::Data,
+        owner: area.owner,
+        sequence,
+        filling: match offset_bytes {
+            0 => sequence,
+            _ => store.segments.filling(segment),
+        },
+        began_sequence: store.segments.stale(segment),
+        durable_sequence: 0,
+        segment,
+        offset_bytes,
+        part_bytes: rest.min(MAX_PART_BYTES as u64) as u32,
+        record_count: 0,
+        payload_offset_bytes: 0,
+        payload_bytes: 0,
+        payload_crc32: 0,
+        next_segment: 0,
+    };
+    make_empty(store, &header).map_err(io::Error::from_raw_os_error)
 }
 
 /// A word in the buffer that is its slot's page counts as not written, whatever the entry says: a

@@ -114,13 +114,16 @@ impl Flusher {
     /// Notes what lives in a chunk.
     fn take(&mut self, store: &Store, queued: Queued) {
         let mut left = 0;
+        let forced = store.buffer.forced();
         store.buffer.walk(queued.chunk, |found| {
             let slot = u64::from(found.slot);
             let lives = match found.what {
                 What::Discarded(count) => store.any_absent(slot, u64::from(count)),
                 _ => Buffer::lives(&found, store.entry(slot)),
             };
-            if lives {
+            // A flush may have been told that this is on its way: then its slot's newer page is.
+            let forced = queued.number < forced && !matches!(found.what, What::Discarded(_));
+            if lives || forced {
                 self.waiting_bytes += bytes_of(&found);
                 self.waiting.push((found, queued.chunk));
                 left += 1;
@@ -136,6 +139,7 @@ impl Flusher {
     fn write(&mut self, store: &Store, all: bool) {
         self.waiting.sort_unstable_by_key(|(found, _)| (found.slot, found.sequence));
         let mut next = 0;
+        let forced = store.buffer.forced();
         while next < self.waiting.len() {
             if !all && self.waiting_bytes < MAX_PART_BYTES as u64 / 2 {
                 break;
@@ -150,7 +154,13 @@ impl Flusher {
             }
             let first = next;
             while let Some(&(found, chunk)) = self.waiting.get(next) {
-                match part::add_buffered(store, &mut self.builder, &found, next as u32) {
+                let forced = forced
+                    > self
+                        .taken
+                        .iter()
+                        .find(|taken| taken.queued.chunk == chunk)
+                        .map_or(u64::MAX, |taken| taken.queued.number);
+                match part::add_buffered(store, &mut self.builder, &found, next as u32, forced) {
                     Added::Yes => {}
                     Added::NotNeeded => done_with(store, &mut self.taken, &found, chunk),
                     Added::NoRoom => break,

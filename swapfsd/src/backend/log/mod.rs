@@ -32,8 +32,8 @@
 //! when the page was written, and of a slot's records the one with the greatest counts.
 //!
 //! **Who may read an object.** In the buffer: who has the slot's lock, as in `zmem`. On the device:
-//! anybody, without a lock, since a read takes long. If it finds the wrong bytes, and the entry
-//! has changed meanwhile, the object was moved, and is read again.
+//! anybody, without a lock, since a read takes long. If the entry has changed meanwhile, the object
+//! was moved, what was read may be anything, and it is read again.
 
 mod buffer;
 mod checkpoint;
@@ -51,12 +51,12 @@ pub mod survey;
 mod write;
 
 use super::device::BlockDevice;
+use super::objects::Slots;
 use super::objects::arena::{self, Arena, Role, SEGMENT_BYTES};
 use super::objects::entry::{Entry, MAX_DEVICE_BYTES, Meaning};
 use super::objects::fanout::Fanout;
 use super::objects::kept::{Kept, Layout as KeptLayout};
 use super::objects::table::{self, Table};
-use super::objects::Slots;
 use super::{AtStart, Backend};
 use crate::buffer::BufferPool;
 use crate::codec::{Decoder, Encoder};
@@ -422,7 +422,12 @@ impl Store {
         self.shunned[segment as usize / 64].load(Ordering::Relaxed) >> (segment % 64) & 1 == 1
     }
 
-    /// The collector leaves the segment alone until the next mount.
+    /// The collector tries all segments again.
+    fn forgive_all(&self) {
+        self.shunned.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
+    }
+
+    /// The collector leaves the segment alone for a while.
     fn shun(&self, segment: u32) {
         self.shunned[segment as usize / 64].fetch_or(1 << (segment % 64), Ordering::Relaxed);
         self.counters.add(Field::ShunnedSegments, 1);

@@ -33,6 +33,8 @@ const MIDDLE: usize = MAX_PART_BYTES;
 pub(super) const LEAST_BYTES: u64 = 24 << 10;
 /// More records than fit with the smallest objects.
 pub(super) const MAX_RECORDS: usize = MAX_PART_BYTES / (RECORD_LEN + OBJECT_HEADER_LEN);
+/// So often a write is tried in one place before another one is looked for.
+const TRIES: u32 = 25;
 /// How long a stream waits after a write that failed.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -242,7 +244,7 @@ impl Builder {
     /// Writes the part, publishes its objects, and tells `done` of each record's source. The
     /// builder is empty then.
     ///
-    /// A write that fails is tried again in another segment, until it succeeds.
+    /// A write that fails is tried again until it succeeds, and after a while elsewhere.
     ///
     /// # Errors
     /// `NoSegment`, `Stopping`: nothing has changed, and it may be called again.
@@ -256,42 +258,50 @@ impl Builder {
             self.capacity_bytes = 0;
             return Ok(());
         }
-        let place = loop {
-            match self.write_once(store, stream)? {
-                Some(place) => break place,
-                None if store.stop.load(Ordering::Relaxed) => return Err(Blocked::Stopping),
-                None => std::thread::sleep(RETRY),
+        let header = loop {
+            let header = self.build(store, stream)?;
+            if self.put(store, stream, &header)? {
+                break header;
             }
         };
+        // Only now: a part that is cut off by a kill has nothing that anybody believes in.
+        store.segments.end_part(stream.number);
         crash::pass(Point::LogPartWritten);
+        let place = Place {
+            segment: header.segment,
+            payload_at: header.offset_bytes + header.payload_offset_bytes,
+        };
         for planned in &self.records {
             publish(store, planned, place);
             done(planned.source);
         }
-        store.segments.end_part(stream.number);
         self.records.clear();
         self.payload_bytes = 0;
         self.capacity_bytes = 0;
         Ok(())
     }
 
-    /// Answers where the payload lies; `None`: the device has failed, and the stream goes on in
-    /// another segment.
-    fn write_once(&mut self, store: &Store, stream: &mut Stream) -> Result<Option<Place>, Blocked> {
+    /// Where in the memory the part starts.
+    fn start(&self) -> usize {
+        MIDDLE - payload_offset_for(self.records.len())
+    }
+
+    /// Puts header and records in front of the payload, for the stream's next place.
+    fn build(&mut self, store: &Store, stream: &mut Stream) -> Result<PartHeader, Blocked> {
         let payload_offset = payload_offset_for(self.records.len());
         let part_bytes = (payload_offset + self.payload_bytes).next_multiple_of(PAGE_LEN);
-        let Some(segment) = stream.segment else {
+        let segment = loop {
+            if let Some(segment) = stream.segment {
+                break segment;
+            }
             // The one before has failed.
-            let room = stream.room(store).ok_or(Blocked::NoSegment)?;
-            if room < part_bytes {
+            if stream.room(store).ok_or(Blocked::NoSegment)? < part_bytes {
                 // Only the start of a segment has surely room for what was begun elsewhere.
                 stream.close(store);
             }
-            return self.write_once(store, stream);
         };
-        let area = &store.segments.area;
-        let offset_bytes = stream.fill_bytes;
-        let sequence = store.segments.begin_part(stream.number);
+        let offset_bytes = stream.fill_bytes as u32;
+        let sequence = store.segments.begin_part(stream.number, segment, offset_bytes);
         if stream.filling == 0 {
             stream.filling = sequence;
             store.segments.begin_filling(segment, sequence, self.began);
@@ -299,9 +309,9 @@ impl Builder {
         // Zeros up to the end of the last page: nothing of the memory's past goes to the device.
         let end = MIDDLE + self.payload_bytes;
         self.bytes(end..MIDDLE + part_bytes - payload_offset).fill(0);
-        let start = MIDDLE - payload_offset;
+        let start = self.start();
         self.bytes(start..MIDDLE).fill(0);
-        let payload_at = offset_bytes as u32 + payload_offset as u32;
+        let payload_at = offset_bytes + payload_offset as u32;
         for (index, planned) in self.records.iter().enumerate() {
             let at = start + PART_HEADER_LEN + index * RECORD_LEN;
             let record = planned.record(payload_at).encode();
@@ -309,13 +319,13 @@ impl Builder {
         }
         let header = PartHeader {
             kind: PartKind::Data,
-            owner: area.owner,
+            owner: store.segments.area.owner,
             sequence,
             filling: stream.filling,
             began_sequence: self.began,
             durable_sequence: store.segments.durable_part(),
             segment,
-            offset_bytes: offset_bytes as u32,
+            offset_bytes,
             part_bytes: part_bytes as u32,
             record_count: self.records.len() as u32,
             payload_offset_bytes: payload_offset as u32,
@@ -323,26 +333,71 @@ impl Builder {
             payload_crc32: crc32fast::hash(self.bytes(MIDDLE..end)),
             next_segment: 0,
         };
-        let part = self.bytes(start..start + part_bytes);
-        header.write_to(part);
+        header.write_to(self.bytes(start..start + part_bytes));
         crash::pass(Point::LogPartBuilt);
-        match store.device.write_at(part, area.offset_of(segment, offset_bytes)) {
-            Ok(()) => {
-                stream.fill_bytes += part_bytes as u64;
-                store.device_works();
-                store.counters.add(Field::DeviceWrittenBytes, part_bytes as u64);
-                store.counters.add(Field::PartsWritten, 1);
-                Ok(Some(Place { segment, payload_at }))
+        Ok(header)
+    }
+
+    /// Writes what was built. False: that place can't be written, but a page that says so could:
+    /// the stream goes on elsewhere.
+    fn put(
+        &mut self,
+        store: &Store,
+        stream: &mut Stream,
+        header: &PartHeader,
+    ) -> Result<bool, Blocked> {
+        let start = self.start();
+        let place = store.segments.area.offset_of(header.segment, u64::from(header.offset_bytes));
+        let mut tries = 0;
+        loop {
+            let part = self.bytes(start..start + header.part_bytes as usize);
+            match store.device.write_at(part, place) {
+                Ok(()) => {
+                    stream.fill_bytes += u64::from(header.part_bytes);
+                    store.device_works();
+                    store.counters.add(Field::DeviceWrittenBytes, u64::from(header.part_bytes));
+                    store.counters.add(Field::PartsWritten, 1);
+                    return Ok(true);
+                }
+                Err(errno) => store.device_failed("write", header.segment, errno),
             }
-            Err(errno) => {
+            if store.stop.load(Ordering::Relaxed) {
+                return Err(Blocked::Stopping);
+            }
+            tries += 1;
+            // Not where segments are few: a device that fails for a while shall not use them up.
+            if tries % TRIES == 0
+                && store.segments.free_count() > 2 * store.layout.low_segments
+                && make_empty(store, header).is_ok()
+            {
                 store.segments.end_part(stream.number);
-                store.device_failed("write", segment, errno);
-                // Maybe another place can be written.
                 stream.close(store);
-                Ok(None)
+                return Ok(false);
             }
+            std::thread::sleep(RETRY);
         }
     }
+}
+
+/// Writes a head without records in the place of a part's: what follows it in the segment is still
+/// found, and nothing of it counts.
+///
+/// # Errors
+/// The errno of the write.
+pub(super) fn make_empty(store: &Store, header: &PartHeader) -> Result<(), i32> {
+    let empty = PartHeader {
+        record_count: 0,
+        payload_offset_bytes: payload_offset_for(0) as u32,
+        payload_bytes: 0,
+        payload_crc32: crc32fast::hash(&[]),
+        ..*header
+    };
+    let mut page = store.buffers.take(PAGE_LEN);
+    page.fill(0);
+    // It has no records, so it lies in one sector, which is written or not.
+    empty.write_to(&mut page);
+    let offset = u64::from(header.offset_bytes);
+    store.device.write_at(&page, store.segments.area.offset_of(header.segment, offset))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -384,10 +439,14 @@ fn publish(store: &Store, planned: &Planned, place: Place) {
             }
         }
         PlannedWhat::SameFilled { word, changes } => {
+            store.segments.add_plain(place.segment);
             store.unbuffer(slot, word, changes);
             crash::pass(Point::LogPublished);
         }
-        PlannedWhat::Discarded { count, clear } => store.undiscard(slot, u64::from(count), clear),
+        PlannedWhat::Discarded { count, clear } => {
+            store.segments.add_plain(place.segment);
+            store.undiscard(slot, u64::from(count), clear);
+        }
     }
 }
 
@@ -402,12 +461,30 @@ pub(super) enum Added {
 }
 
 /// Puts a record of the buffer into a part, if it still says what is so.
+///
+/// `forced`: a flush waits for it. If it is not needed since a newer page is in the buffer, which
+/// nobody waits for, that one is put in.
 pub(super) fn add_buffered(
     store: &Store,
     builder: &mut Builder,
     found: &Found,
     source: u32,
+    forced: bool,
 ) -> Added {
+    let added = add_own(store, builder, found, source);
+    if added != Added::NotNeeded || !forced || matches!(found.what, What::Discarded(_)) {
+        return added;
+    }
+    if !builder.fits(OBJECT_HEADER_LEN + PAGE_LEN) {
+        return Added::NoRoom;
+    }
+    match add_current(store, builder, found.slot, source) {
+        true => Added::Yes,
+        false => Added::NotNeeded,
+    }
+}
+
+fn add_own(store: &Store, builder: &mut Builder, found: &Found, source: u32) -> Added {
     let slot = u64::from(found.slot);
     let key = (found.sequence, found.slot, source);
     match found.what {
@@ -441,6 +518,25 @@ pub(super) fn add_buffered(
         }
     }
     Added::Yes
+}
+
+/// If the slot's page is in the buffer, whatever it is, puts it into a part. False: it is on the
+/// device by now, or does not fit.
+pub(super) fn add_current(store: &Store, builder: &mut Builder, slot: u32, source: u32) -> bool {
+    {
+        let _shared = store.slots.of(u64::from(slot)).read();
+        let entry = store.entry(u64::from(slot));
+        if let Some(object) = entry.as_object() {
+            if object.device_offset().is_some() || !builder.fits(OBJECT_HEADER_LEN + object.len) {
+                return false;
+            }
+            let Some(stored) = store.buffer.stored(&object) else { return false };
+            let key = (store.buffer.sequence_of(&object), slot, source);
+            builder.push_object(key, Entry::object(object), &object, stored);
+            return true;
+        }
+    }
+    builder.fits(0) && add_word(store, builder, slot, source)
 }
 
 /// If the slot's page is a word that no device has yet, or the slot was discarded and no device

@@ -105,7 +105,13 @@ impl Store {
             let page = &mut pages[wanted.index * PAGE_LEN..][..PAGE_LEN];
             let start = (wanted.offset - from) as usize;
             let stored = &read[start..start + HEADER_BYTES + wanted.object.len];
-            if outcome.is_ok() && self.decode(&wanted.object, stored, page) {
+            let slot = first + wanted.index as u64;
+            // The right bytes may be another slot's, if this one's were moved and the segment was
+            // written again meanwhile. As long as the entry is the same, they were not.
+            if outcome.is_ok()
+                && self.decode(&wanted.object, stored, page)
+                && self.entry(slot).is_same_as(wanted.entry)
+            {
                 self.counters.add(Field::ReadDevice, 1);
             } else {
                 again[count] = wanted.index;
@@ -138,14 +144,15 @@ impl Store {
             self.counters.add(Field::DeviceReadBytes, end - from);
             let start = (wanted.offset - from) as usize;
             let stored = &buffer[start..start + HEADER_BYTES + wanted.object.len];
-            if outcome.is_ok() && self.decode(&wanted.object, stored, page) {
-                self.counters.add(Field::ReadDevice, 1);
-                return Ok(());
-            }
+            let right = outcome.is_ok() && self.decode(&wanted.object, stored, page);
             drop(buffer);
             // Moved while it was read: then it is elsewhere now, and what was read means nothing.
             if !self.entry(slot).is_same_as(wanted.entry) {
                 continue;
+            }
+            if right {
+                self.counters.add(Field::ReadDevice, 1);
+                return Ok(());
             }
             match outcome {
                 Ok(()) => {

@@ -16,7 +16,7 @@
 
 use super::checkpoint;
 use super::derived;
-use super::part::LEAST_BYTES;
+use super::part::{LEAST_BYTES, make_empty};
 use super::scan::{self, Ending, LogArea, SegmentEnd};
 use super::segments::{NOTHING_STALE, State};
 use super::{AtStart, Store};
@@ -26,11 +26,11 @@ use crate::codec::Encoding;
 use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::Ordering;
-use swapfs_format::PAGE_LEN;
 use swapfs_format::log::{
     AnchorState, Content, MAX_PART_BYTES, OBJECT_HEADER_LEN, PartError, PartHeader, PartKind,
     Record, payload_offset_for,
 };
+use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
 /// More numbers than can have been given out for what is hidden behind torn heads.
 const HIDDEN_NUMBERS: u64 = 1 << 24;
@@ -93,23 +93,6 @@ pub(super) fn recover(store: &Store) -> io::Result<AtStart> {
     }
 }
 
-/// Makes a torn part one without records: what follows it in the segment is still found.
-fn make_empty(store: &Store, header: &PartHeader) -> Result<(), i32> {
-    let empty = PartHeader {
-        record_count: 0,
-        payload_offset_bytes: payload_offset_for(0) as u32,
-        payload_bytes: 0,
-        payload_crc32: crc32fast::hash(&[]),
-        ..*header
-    };
-    let mut page = store.buffers.take(PAGE_LEN);
-    page.fill(0);
-    // It has no records, so it lies in one sector, which is written or not.
-    empty.write_to(&mut page);
-    let offset = u64::from(header.offset_bytes);
-    store.device.write_at(&page, store.segments.area.offset_of(header.segment, offset))
-}
-
 /// Covers what may be hidden behind the last part of a segment.
 fn cover(store: &Store, segment: u32, mut end: SegmentEnd) -> Result<(), i32> {
     let area = &store.segments.area;
@@ -123,7 +106,7 @@ fn cover(store: &Store, segment: u32, mut end: SegmentEnd) -> Result<(), i32> {
         let header = PartHeader {
             kind: PartKind::Data,
             owner: area.owner,
-            sequence: store.segments.begin_part(0),
+            sequence: store.segments.begin_part(0, segment, end.end_bytes),
             filling: store.segments.filling(segment),
             began_sequence: store.segments.stale(segment),
             durable_sequence: store.segments.durable_part(),
@@ -219,7 +202,7 @@ impl<'a> Reading<'a> {
     fn all(&mut self) -> io::Result<()> {
         let mut buffer = self.memory.take(LARGE_BYTES);
         for segment in self.area().segments() {
-            let mut filling = None;
+            let (mut filling, mut plain) = (None, 0);
             let read = scan::for_each_part(
                 &*self.store.device,
                 self.area(),
@@ -241,6 +224,7 @@ impl<'a> Reading<'a> {
                     // Known before its objects are: of two that are the same, the younger counts.
                     self.store.segments.adopt(segment, State::Used, header.filling, 0);
                     for record in swapfs_format::log::records(bytes, header).flatten() {
+                        plain += u64::from(!matches!(record.content, Content::Object { .. }));
                         if let Err(error) = self.believe(segment, &record) {
                             self.failed = Some(error);
                         }
@@ -269,6 +253,7 @@ impl<'a> Reading<'a> {
                 }
                 None => self.store.segments.adopt(segment, State::Free, 0, NOTHING_STALE),
             }
+            (0..plain).for_each(|_| self.store.segments.add_plain(segment));
             if let Some(error) = self.failed.take() {
                 return Err(error);
             }
@@ -297,8 +282,9 @@ impl<'a> Reading<'a> {
         for slot in first..(first + count).min(slot_count) {
             let newest = self.newest[slot as usize];
             let newer = record.sequence > newest
-                // An object that was moved is there twice until its old place is written again.
-                || record.sequence == newest && self.is_younger(slot, segment);
+                // An object that was moved is there twice until its old place is written again,
+                // and maybe half of that.
+                || record.sequence == newest && newest > 0 && !self.checks(slot, record);
             if newer {
                 self.newest[slot as usize] = record.sequence;
                 set_entry(self.store, slot, entry)?;
@@ -307,13 +293,26 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Is the segment younger than the one that the slot's entry names?
-    fn is_younger(&self, slot: u64, segment: u32) -> bool {
-        let segments = &self.store.segments;
+    /// Is the object that the slot's entry names what the record says?
+    fn checks(&self, slot: u64, record: &Record) -> bool {
+        let Content::Object { encoding, checksum, .. } = record.content else { return true };
         let named = self.store.entry(slot).as_object();
-        let named = named.and_then(|object| object.device_offset());
-        let named = named.and_then(|offset| segments.segment_of(offset));
-        named.is_some_and(|named| segments.filling(named) < segments.filling(segment))
+        let Some((object, offset)) =
+            named.and_then(|object| Some((object, object.device_offset()?)))
+        else {
+            return true;
+        };
+        let from = offset / PAGE_BYTES * PAGE_BYTES;
+        let end = (offset + u64::from(object.stored_bytes())).next_multiple_of(PAGE_BYTES);
+        let mut buffer = self.store.buffers.take((end - from) as usize);
+        let place = self.area().data_offset_bytes + from;
+        if self.store.device.read_at(&mut buffer, place).is_err() {
+            return false;
+        }
+        let start = (offset - from) as usize;
+        let stored = &buffer[start..start + object.stored_bytes() as usize];
+        object.encoding as u8 == encoding
+            && scan::checked_object(stored, encoding, checksum).is_some()
     }
 
     /// Tests the objects of parts that may not have been flushed; answers those parts that are torn.

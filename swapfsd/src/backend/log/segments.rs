@@ -72,6 +72,9 @@ struct Header {
     /// Parts up to this one are on the device, flushed.
     durable_part: AtomicU64,
     anchor_generation: AtomicU64,
+    /// By stream: the part that is being written, and where; 0: none. Nothing of it counts yet.
+    in_flight: [AtomicU64; MAX_STREAMS],
+    in_flight_at: [AtomicU64; MAX_STREAMS],
 }
 
 /// The words of a segment.
@@ -87,6 +90,8 @@ pub(super) struct Words {
     /// The least of these numbers that any record still readable in the segment can depend on:
     /// that of the older filling, until this one is durable.
     stale: AtomicU64,
+    /// Records of words and discards in it; how many of them still count nobody knows.
+    plain: AtomicU64,
 }
 
 /// A segment was never written: nothing stale is in it.
@@ -106,8 +111,8 @@ pub(super) struct Segments {
     pub(super) area: LogArea,
     free: Mutex<Free>,
     freed: Condvar,
-    /// By stream: the part that is being written; `u64::MAX`: none.
-    in_flight: Mutex<[u64; MAX_STREAMS]>,
+    /// Guards that numbers are given out and noted together.
+    numbers: Mutex<()>,
     live_bytes: AtomicU64,
     pending: AtomicU64,
 }
@@ -134,7 +139,7 @@ impl Segments {
                 waiting: 0,
             }),
             freed: Condvar::new(),
-            in_flight: Mutex::new([u64::MAX; MAX_STREAMS]),
+            numbers: Mutex::new(()),
             live_bytes: AtomicU64::new(0),
             pending: AtomicU64::new(0),
         };
@@ -174,7 +179,7 @@ impl Segments {
         assert!(offset + size_of::<Words>() <= self.memory.len());
         // SAFETY: inside the mapping, as just checked.
         let start = unsafe { self.memory.as_ptr().add(offset) };
-        // SAFETY: aligned to 32 bytes; any bits are words; only accessed through these atomics.
+        // SAFETY: aligned to 8 bytes; any bits are words; only accessed through these atomics.
         unsafe { &*start.cast() }
     }
 
@@ -195,6 +200,7 @@ impl Segments {
         words.filling.store(filling, Ordering::Relaxed);
         words.began.store(stale, Ordering::Relaxed);
         words.stale.store(stale, Ordering::Relaxed);
+        words.plain.store(0, Ordering::Relaxed);
         words.info.store(state.bits(), Ordering::Relaxed);
     }
 
@@ -304,6 +310,17 @@ impl Segments {
         words.filling.store(sequence, Ordering::Relaxed);
         words.began.store(began, Ordering::Relaxed);
         words.stale.fetch_min(began, Ordering::Relaxed);
+        words.plain.store(0, Ordering::Relaxed);
+    }
+
+    /// The segment has one more record of a word or a discard.
+    pub(super) fn add_plain(&self, segment: u32) {
+        self.words(segment).plain.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many of them it has.
+    pub(super) fn plain(&self, segment: u32) -> u64 {
+        self.words(segment).plain.load(Ordering::Relaxed)
     }
 
     /// What any record still readable on the device may depend on.
@@ -327,24 +344,40 @@ impl Segments {
         self.header().write_sequence.load(Ordering::Acquire)
     }
 
-    /// A number for a part, which `stream` is about to write.
-    pub(super) fn begin_part(&self, stream: usize) -> u64 {
-        let mut in_flight = self.in_flight.lock();
-        let sequence = self.header().part_sequence.fetch_add(1, Ordering::Relaxed) + 1;
-        in_flight[stream] = sequence;
+    /// A number for a part, which `stream` is about to write at that place.
+    pub(super) fn begin_part(&self, stream: usize, segment: u32, offset_bytes: u32) -> u64 {
+        let _alone = self.numbers.lock();
+        let header = self.header();
+        let sequence = header.part_sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        let place = u64::from(segment) << 32 | u64::from(offset_bytes);
+        header.in_flight_at[stream].store(place, Ordering::Relaxed);
+        header.in_flight[stream].store(sequence, Ordering::Release);
         sequence
     }
 
-    /// The stream's part is on the device, or was given up.
+    /// The stream's part is on the device, or an empty one in its place. From now on something may
+    /// be published that lies in it.
     pub(super) fn end_part(&self, stream: usize) {
-        self.in_flight.lock()[stream] = u64::MAX;
+        self.header().in_flight[stream].store(0, Ordering::Release);
     }
 
-    /// All parts up to this number are written, or were given up.
+    /// Parts that a predecessor was writing, with segment and place: nothing of them counts.
+    pub(super) fn cut_off(&self) -> impl Iterator<Item = (usize, u64, u32, u32)> + '_ {
+        let header = self.header();
+        (0..MAX_STREAMS).filter_map(|stream| {
+            let sequence = header.in_flight[stream].load(Ordering::Acquire);
+            let place = header.in_flight_at[stream].load(Ordering::Relaxed);
+            (sequence != 0).then_some((stream, sequence, (place >> 32) as u32, place as u32))
+        })
+    }
+
+    /// All parts up to this number are written.
     pub(super) fn completed_part(&self) -> u64 {
-        let in_flight = self.in_flight.lock();
-        let first = in_flight.iter().copied().min().unwrap_or(u64::MAX);
-        self.header().part_sequence.load(Ordering::Relaxed).min(first - 1)
+        let _alone = self.numbers.lock();
+        let header = self.header();
+        let in_flight = header.in_flight.iter().map(|part| part.load(Ordering::Acquire));
+        let first = in_flight.filter(|&part| part != 0).min().unwrap_or(u64::MAX);
+        header.part_sequence.load(Ordering::Relaxed).min(first - 1)
     }
 
     pub(super) fn durable_part(&self) -> u64 {
@@ -406,4 +439,4 @@ impl Segments {
     }
 }
 
-const _: () = assert!(size_of::<Header>() <= PAGE_LEN && size_of::<Words>() == 32);
+const _: () = assert!(size_of::<Header>() <= PAGE_LEN && size_of::<Words>() == 40);

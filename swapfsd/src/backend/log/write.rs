@@ -46,7 +46,7 @@ impl Store {
             return Some(());
         }
         let charge = self.charge(current, RECORD_LEN as u64)?;
-        let cell = self.table.cell_or_make(slot)?;
+        let cell = self.with_room(open, |_| self.table.cell_or_make(slot))?;
         let record = self
             .with_room(open, |open| self.buffer.append_plain(open, slot, What::SameFilled(word)))?;
         self.accepted(RECORD_LEN as u64);
@@ -64,7 +64,7 @@ impl Store {
     ) -> Option<()> {
         let charge = self.charge(self.entry(slot), device_bytes(bytes.len()))?;
         // Before the object, so that there is none to take back.
-        let cell = self.table.cell_or_make(slot)?;
+        let cell = self.with_room(open, |_| self.table.cell_or_make(slot))?;
         let checksum = codec::checksum(encoding, bytes);
         let object = self.with_room(open, |open| {
             self.buffer.append_object(open, slot, (encoding, checksum), bytes)
