@@ -97,7 +97,7 @@ fn portable(entry: Entry) -> u64 {
             // Everything was written out before.
             None => Entry::ABSENT.0,
         },
-        None if entry.is_absent() => Entry::ABSENT.0,
+        None if entry.is_unknown_discard() => Entry::ABSENT.0,
         None => entry.0,
     }
 }

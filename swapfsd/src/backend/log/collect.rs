@@ -253,7 +253,7 @@ impl Mover {
         let key = (record.sequence, record.slot, 0);
         if let Content::Discarded(count) = record.content {
             if record.sequence > oldest_stale
-                && store.any_unknown_to_device(slot, u64::from(count))
+                && store.discard_counts(slot, u64::from(count), record.sequence)
                 && self.room_to_save(store, 0)?
             {
                 self.builder.push_discard(key, count, Clear::Never);
@@ -287,7 +287,7 @@ impl Mover {
                     return self.keep(store, victim, header, part, record, oldest_stale);
                 }
             }
-            _ if entry.is_buffered() || entry == Entry::DISCARDED => {
+            _ if entry.is_buffered() || entry.is_unknown_discard() => {
                 if !self.room_to_save(store, 0)? {
                     return Ok(());
                 }

@@ -74,7 +74,7 @@ fn kind_of(entry: Entry) -> Option<Field> {
             Encoding::Lz4 => Field::Lz4Pages,
             Encoding::Zstd => Field::ZstdPages,
         }),
-        Meaning::Absent | Meaning::Damaged => None,
+        Meaning::Absent | Meaning::Discarded(_) | Meaning::Discarding(_) | Meaning::Damaged => None,
     }
 }
 

@@ -61,7 +61,9 @@ pub(super) fn adopt(store: &Store) -> io::Result<()> {
             let plain_lives = match found.what {
                 What::Object(_) => return,
                 What::SameFilled(word) => keep_word(store, slot, word),
-                What::Discarded(count) => store.any_absent(slot, u64::from(count)),
+                What::Discarded(count) => {
+                    store.any_discarded(slot, u64::from(count), found.sequence)
+                }
             };
             // It is counted out when its turn comes, whether it is needed then or not.
             live.add(found.location, found.size);

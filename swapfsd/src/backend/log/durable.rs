@@ -24,43 +24,42 @@ impl Store {
         }
     }
 
-    /// A device knows that these slots were discarded. Those that still are say so, if it is sure
-    /// that this discard has made them what they are.
-    pub(super) fn undiscard(&self, first: u64, count: u64, clear: Clear) {
-        let latest = self.latest_discard.load(Ordering::Acquire);
-        match clear {
-            Clear::IfLatest(sequence) if sequence == latest => {}
-            Clear::IfUnchanged(_) => {}
-            _ => return,
+    /// A device knows that these slots were discarded, by the record of that number. Those that
+    /// surely are what they are by it say so from now on.
+    pub(super) fn undiscard(&self, (first, count): (u64, u64), sequence: u64, clear: Clear) {
+        if clear == Clear::Never {
+            return;
         }
         self.table.for_each(first, first + count, |slot, cell| {
             let now = self.slots.of(slot).write();
+            let entry = Entry(cell.load(Ordering::Acquire));
             let sure = match clear {
-                Clear::IfUnchanged(changes) => *now == changes,
-                // A discard says so before it changes anything.
-                _ => self.latest_discard.load(Ordering::Acquire) == latest,
+                Clear::IfUnchanged(changes) => *now == changes && entry.is_unknown_discard(),
+                _ => entry == Entry::discarding(sequence),
             };
-            if sure && cell.load(Ordering::Acquire) == Entry::DISCARDED.0 {
-                cell.store(Entry::ABSENT.0, Ordering::Release);
+            if sure {
+                cell.store(Entry::discarded_by(sequence).0, Ordering::Release);
             }
         });
     }
 
-    /// Does any of these slots hold nothing?
-    pub(super) fn any_absent(&self, first: u64, count: u64) -> bool {
+    /// Is any of these slots discarded by the record of that number, and no device knows it?
+    pub(super) fn any_discarded(&self, first: u64, count: u64, sequence: u64) -> bool {
         let end = (first + count).min(self.table.slot_count());
-        (first..end).any(|slot| self.entry(slot).is_absent())
+        (first..end).any(|slot| self.entry(slot) == Entry::discarding(sequence))
     }
 
-    /// Is there one of these slots whose newest page no device has?
-    pub(super) fn any_unknown_to_device(&self, first: u64, count: u64) -> bool {
+    /// Is a discard's record still needed? One of its slots is as that record says, or its newer
+    /// page is not on the device yet, and that record is the newest that the device has of it.
+    pub(super) fn discard_counts(&self, first: u64, count: u64, sequence: u64) -> bool {
         let end = (first + count).min(self.table.slot_count());
         (first..end).any(|slot| {
             let entry = self.entry(slot);
             match entry.meaning() {
                 Meaning::Object(object) => object.device_offset().is_none(),
                 Meaning::SameFilled(_) => entry.is_buffered(),
-                _ => true,
+                Meaning::Discarded(by) => by == sequence,
+                _ => entry.is_unknown_discard(),
             }
         })
     }

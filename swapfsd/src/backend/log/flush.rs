@@ -118,7 +118,9 @@ impl Flusher {
         store.buffer.walk(queued.chunk, |found| {
             let slot = u64::from(found.slot);
             let lives = match found.what {
-                What::Discarded(count) => store.any_absent(slot, u64::from(count)),
+                What::Discarded(count) => {
+                    store.any_discarded(slot, u64::from(count), found.sequence)
+                }
                 _ => Buffer::lives(&found, store.entry(slot)),
             };
             // A flush may have been told that this is on its way: then its slot's newer page is.

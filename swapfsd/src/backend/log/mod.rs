@@ -166,8 +166,6 @@ struct Store {
     decoders: Box<[Mutex<Decoder>]>,
     /// The first failure of the device since its last write.
     failing_since: Mutex<Option<Instant>>,
-    /// The number of the last discard; 0 while one is under way.
-    latest_discard: AtomicU64,
     /// What objects and words take or will take on the device.
     accounted_bytes: AtomicU64,
     /// Segments that could not be read or emptied: a bit for each.
@@ -256,7 +254,6 @@ impl Log {
                 .collect(),
             decoders: (0..writers).map(|_| Mutex::new(Decoder::default())).collect(),
             failing_since: Mutex::new(None),
-            latest_discard: AtomicU64::new(0),
             accounted_bytes: AtomicU64::new(0),
             shunned: (0..area.segment_count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             arena,

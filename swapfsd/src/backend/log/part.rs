@@ -79,8 +79,8 @@ enum PlannedWhat {
 pub(super) enum Clear {
     /// A later discard may have made them what they are.
     Never,
-    /// If there was none after the one of this number.
-    IfLatest(u64),
+    /// Those that say that they were discarded by this record.
+    IfNamed,
     /// If the slot's lock has counted no more than this since; of one slot.
     IfUnchanged(u64),
 }
@@ -445,7 +445,7 @@ fn publish(store: &Store, planned: &Planned, place: Place) {
         }
         PlannedWhat::Discarded { count, clear } => {
             store.segments.add_plain(place.segment);
-            store.undiscard(slot, u64::from(count), clear);
+            store.undiscard((slot, u64::from(count)), planned.sequence, clear);
         }
     }
 }
@@ -511,10 +511,10 @@ fn add_own(store: &Store, builder: &mut Builder, found: &Found, source: u32) -> 
             if !builder.fits(0) {
                 return Added::NoRoom;
             }
-            if !store.any_absent(slot, u64::from(count)) {
+            if !store.any_discarded(slot, u64::from(count), found.sequence) {
                 return Added::NotNeeded;
             }
-            builder.push_discard(key, count, Clear::IfLatest(found.sequence));
+            builder.push_discard(key, count, Clear::IfNamed);
         }
     }
     Added::Yes
@@ -552,7 +552,7 @@ pub(super) fn add_word(store: &Store, builder: &mut Builder, slot: u32, source: 
             builder.push_word((sequence, slot, source), word, *changes);
             true
         }
-        _ if entry == Entry::DISCARDED => {
+        _ if entry.is_unknown_discard() => {
             let sequence = store.segments.next_write();
             let clear = Clear::IfUnchanged(*changes);
             builder.push_discard((sequence, slot, source), 1, clear);

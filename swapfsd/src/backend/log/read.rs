@@ -179,7 +179,7 @@ impl Store {
         let _shared = self.slots.of(slot).read();
         let entry = Entry(cell.load(Ordering::Acquire));
         match entry.meaning() {
-            Meaning::Absent => {
+            Meaning::Absent | Meaning::Discarded(_) | Meaning::Discarding(_) => {
                 page.fill(0);
                 self.counters.add(Field::ReadAbsent, 1);
                 return Ok(Outcome::Done);

@@ -266,7 +266,7 @@ impl<'a> Reading<'a> {
         let first = u64::from(record.slot);
         let slot_count = self.store.table.slot_count();
         let (count, entry) = match record.content {
-            Content::Discarded(count) => (u64::from(count), Entry::ABSENT),
+            Content::Discarded(count) => (u64::from(count), Entry::discarded_by(record.sequence)),
             Content::SameFilled(word) => (1, Entry::same_filled(word).0),
             Content::Object { encoding, offset, len, .. } => {
                 let Some(encoding) = Encoding::from_number(encoding) else { return Ok(()) };

@@ -7,6 +7,7 @@ use swapfs_format::log::Owner;
 use swapfs_format::types::{Algorithm, SegmentDiscard};
 
 mod crash;
+mod found;
 
 pub(super) const SEGMENT_BYTES_IN_TESTS: u64 = 64 << 10;
 

@@ -4,7 +4,7 @@ use super::buffer::{self, OpenChunk, What};
 use super::counters::Field;
 use super::part::device_bytes;
 use super::{PATIENCE, Store, Writer, cost_of};
-use crate::backend::objects::entry::{self, Entry};
+use crate::backend::objects::entry::{self, Entry, Meaning};
 use crate::backend::objects::{WritePages, lock_any};
 use crate::codec::{self, Encoded, Encoding};
 use crate::crash::{self, Point};
@@ -148,7 +148,11 @@ impl Store {
 
     pub(super) fn discard(&self, first: u64, count: u64) {
         let mut present = false;
-        self.table.for_each(first, first + count, |_, _| present = true);
+        let is_known = |cell: &AtomicU64| {
+            let entry = Entry(cell.load(Ordering::Acquire));
+            matches!(entry.meaning(), Meaning::Discarded(_))
+        };
+        self.table.for_each(first, first + count, |_, cell| present |= !is_known(cell));
         if !present {
             return;
         }
@@ -159,9 +163,11 @@ impl Store {
             let what = What::Discarded(part as u32);
             let record =
                 self.with_room(&mut writer.open, |open| self.buffer.append_plain(open, slot, what));
-            // No discard that came before says from now on what these slots are.
-            self.latest_discard.store(0, Ordering::Release);
             self.table.for_each(slot, slot + part, |slot, cell| {
+                // The device has a record of its own for that slot.
+                if is_known(cell) {
+                    return;
+                }
                 let mut alone = self.slots.of(slot).write();
                 *alone += 1;
                 let old = Entry(cell.swap(Entry::DISCARDED.0, Ordering::AcqRel));
@@ -173,8 +179,14 @@ impl Store {
             let sequence = self.segments.next_write();
             match record {
                 Some(record) => {
+                    self.table.for_each(slot, slot + part, |slot, cell| {
+                        let _alone = self.slots.of(slot).write();
+                        // The collector may have told a device already.
+                        if cell.load(Ordering::Acquire) == Entry::DISCARDED.0 {
+                            cell.store(Entry::discarding(sequence).0, Ordering::Release);
+                        }
+                    });
                     self.buffer.complete(record, sequence);
-                    self.latest_discard.store(sequence, Ordering::Release);
                 }
                 // The slots hold nothing all the same, until a power failure.
                 None => self.counters.add(Field::DiscardsNotNoted, 1),

@@ -6,6 +6,8 @@
 //! same-filled  63 ............ 16 | 15 .... 8 |    7     | 6 5 4 3   | 2 1 0
 //!              the word, or a CRC |   check   | buffered |  form     | kind 1
 //! absent       0; or 8: no device has been told yet (`log`)
+//! discarded    63 ............ 16 | 15 .... 8 | 7 6 5  | 4     | 3   | 2 1 0
+//!              number of a record |   check   |  0     | known | one | 0       (`log`)
 //! ```
 //!
 //! `kind` is [`Encoding`]'s number for an object, and 3 more where the object was already there
@@ -41,6 +43,8 @@ const LENGTH_MASK: u64 = 0xfff;
 const LOCATION_SHIFT: u32 = 21;
 const FORM_SHIFT: u32 = 3;
 const BUFFERED: u64 = 1 << 7;
+const DISCARDED_KNOWN: u64 = 3 << 3;
+const DISCARDED_UNKNOWN: u64 = 1 << 3;
 const CHECK_SHIFT: u32 = 8;
 const CHECK_MASK: u64 = 0xff << CHECK_SHIFT;
 const PAYLOAD_SHIFT: u32 = 16;
@@ -70,6 +74,10 @@ pub(in crate::backend) const HEADER_BYTES: usize = 4;
 pub(in crate::backend) enum Meaning {
     /// Never written, or discarded: reads as zeros.
     Absent,
+    /// The same, by the record of that number, which a device has.
+    Discarded(u64),
+    /// The same, and no device has the record yet.
+    Discarding(u64),
     /// The word over and over.
     SameFilled(u64),
     /// The same, with the word in the table's word pages; its CRC-32.
@@ -167,8 +175,18 @@ impl Entry {
 
     pub(in crate::backend) fn meaning(self) -> Meaning {
         let number = (self.0 & KIND_MASK) as u8;
-        if self.is_absent() {
+        if self == Entry::ABSENT || self == Entry::DISCARDED {
             return Meaning::Absent;
+        }
+        if number == 0 {
+            let bits = self.0 & !CHECK_MASK;
+            let right = self.0 >> CHECK_SHIFT & 0xff == check_of(bits);
+            let sequence = self.0 >> PAYLOAD_SHIFT;
+            return match bits & 0xff {
+                DISCARDED_KNOWN if right => Meaning::Discarded(sequence),
+                DISCARDED_UNKNOWN if right => Meaning::Discarding(sequence),
+                _ => Meaning::Damaged,
+            };
         }
         if u64::from(number) == SAME_FILLED {
             let bits = self.0 & !CHECK_MASK;
@@ -199,7 +217,24 @@ impl Entry {
 
     /// The slot holds nothing.
     pub(in crate::backend) fn is_absent(self) -> bool {
-        self == Entry::ABSENT || self == Entry::DISCARDED
+        matches!(self.meaning(), Meaning::Absent | Meaning::Discarded(_) | Meaning::Discarding(_))
+    }
+
+    /// The slot holds nothing, as the record of that number will say on a device.
+    pub(in crate::backend) fn discarding(sequence: u64) -> Entry {
+        let bits = DISCARDED_UNKNOWN | sequence << PAYLOAD_SHIFT;
+        Entry(bits | check_of(bits) << CHECK_SHIFT)
+    }
+
+    /// No device knows that the slot was discarded.
+    pub(in crate::backend) fn is_unknown_discard(self) -> bool {
+        self == Entry::DISCARDED || matches!(self.meaning(), Meaning::Discarding(_))
+    }
+
+    /// The slot holds nothing, as a device has it in the record of that number.
+    pub(in crate::backend) fn discarded_by(sequence: u64) -> Entry {
+        let bits = DISCARDED_KNOWN | sequence << PAYLOAD_SHIFT;
+        Entry(bits | check_of(bits) << CHECK_SHIFT)
     }
 
     /// The object, if it is one.
@@ -314,6 +349,18 @@ mod tests {
         assert!(beside);
         let crc = word_checksum(0x1234_5678_9abc_def0);
         assert_eq!(entry.meaning(), Meaning::SameFilledBeside(crc));
+    }
+
+    #[test]
+    fn a_discard_has_its_number() {
+        let entry = Entry::discarded_by(0x1234_5678_9abc);
+        assert_eq!(entry.meaning(), Meaning::Discarded(0x1234_5678_9abc));
+        let unknown = Entry::discarding(77);
+        assert!(unknown.meaning() == Meaning::Discarding(77) && unknown.is_unknown_discard());
+        assert!(entry.is_absent() && Entry::DISCARDED.is_absent() && Entry::ABSENT.is_absent());
+        for bit in 0..64 {
+            assert!(!matches!(Entry(entry.0 ^ 1 << bit).meaning(), Meaning::Discarded(_)), "{bit}");
+        }
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn for_each_count(meaning: Meaning, mut add: impl FnMut(usize, i64)) {
             add(Field::EncodedBytes as usize, object.len as i64);
             add(Field::Size0 as usize + (object.len - 1) / 256, 1);
         }
-        Meaning::Damaged => {}
+        Meaning::Discarded(_) | Meaning::Discarding(_) | Meaning::Damaged => {}
     }
     add(Field::Pages as usize, 1);
 }

@@ -421,7 +421,9 @@ impl Store {
                 };
                 (self.read_object(&object, page), found)
             }
-            Meaning::Damaged => (false, Field::ReadAbsent),
+            Meaning::Discarded(_) | Meaning::Discarding(_) | Meaning::Damaged => {
+                (false, Field::ReadAbsent)
+            }
         };
         if right {
             self.counters.add(found, 1);

@@ -40,7 +40,8 @@ pub(super) fn scan(store: &Store) -> Derived {
                 }
             }
             Meaning::SameFilled(_) | Meaning::SameFilledBeside(_) => derived.same_pages += 1,
-            Meaning::Absent | Meaning::Damaged => {}
+            Meaning::Absent | Meaning::Discarded(_) | Meaning::Discarding(_) | Meaning::Damaged => {
+            }
         }
     });
     store.table.for_each_frame(|frame| {
