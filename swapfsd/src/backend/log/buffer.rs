@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Bytes of a record.
-const RECORD_BYTES: usize = 24;
+pub(super) const RECORD_BYTES: usize = 24;
 /// What keeps a chunk from being free while it is open or queued.
 pub(super) const HOLD_BYTES: u32 = 8;
 const KIND_SAME_FILLED: u32 = 1;

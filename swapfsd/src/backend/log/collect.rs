@@ -173,8 +173,12 @@ impl Mover {
             if live + plain_bytes == 0 {
                 return Some(segment);
             }
+            // Only objects need room: the rest is left unsaved where there is none.
+            if live > room_bytes {
+                continue;
+            }
             let live = live + plain_bytes;
-            if plain_bytes > 0 && live <= room_bytes {
+            if plain_bytes > 0 {
                 let filling = segments.filling(segment);
                 if oldest.is_none_or(|(_, least)| filling < least) {
                     oldest = Some((segment, filling));
@@ -182,7 +186,7 @@ impl Mover {
             }
             let dead = size.saturating_sub(live);
             // Less than this is lost again in part heads and ends.
-            if dead < store.layout.least_gain_bytes || live > room_bytes {
+            if dead < store.layout.least_gain_bytes {
                 continue;
             }
             let age = now.saturating_sub(segments.filling(segment)) as f64;

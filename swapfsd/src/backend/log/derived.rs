@@ -4,7 +4,7 @@
 //! predecessor has left it. A kill in here leaves the table as it was.
 
 use super::Store;
-use super::buffer::{HOLD_BYTES, What, chunk_bytes, record_of};
+use super::buffer::{HOLD_BYTES, RECORD_BYTES, What, chunk_bytes, record_of};
 use super::cost_of;
 use super::part::{device_bytes, make_empty};
 use crate::backend::objects::arena::SEGMENT_BYTES;
@@ -41,7 +41,7 @@ pub(super) fn adopt(store: &Store) -> io::Result<()> {
     count(store, |entry| {
         if let Some(object) = entry.as_object()
             && object.device_offset().is_none()
-            && object.location >= Location::from(chunk_bytes(0))
+            && object.location >= RECORD_BYTES as Location
         {
             live.add(record_of(&object), chunk_bytes(object.len));
         }
