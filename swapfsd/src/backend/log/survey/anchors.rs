@@ -5,11 +5,11 @@ use super::{Part, Problem, ProblemKind, Remedy, SegmentState, Work, plural};
 use crate::backend::device::BlockDevice;
 use crate::backend::objects::entry::{Entry, Meaning};
 use serde::Serialize;
-use swapfs_format::PAGE_LEN;
 use swapfs_format::log::{
     ANCHOR_MAGIC, ANCHOR_OFFSETS_BYTES, Anchor, AnchorState, CHECKPOINT_LEAF_LEN,
     CHECKPOINT_LEAF_SLOTS, Owner, PartKind,
 };
+use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 use uuid::Uuid;
 
 /// What stands in an anchor's place.
@@ -270,6 +270,9 @@ impl Work<'_> {
         {
             return None;
         }
+        // A collection and a flusher can have written the same page, with the same number, to two
+        // places: which one was published nobody can tell from the records, and either will do.
+        let mut elsewhere = Vec::new();
         let mut wrong = 0;
         for leaf in payload.chunks_exact(CHECKPOINT_LEAF_LEN) {
             let (words, _) = leaf.as_chunks::<8>();
@@ -277,16 +280,35 @@ impl Work<'_> {
             // Blocks beyond the slots are of another kind.
             let first = words.next()?.saturating_mul(CHECKPOINT_LEAF_SLOTS as u64);
             let slots = (first..self.slot_count.max(first)).zip(words);
-            let differs = |&(slot, entry): &(u64, u64)| match Entry(entry).meaning() {
-                Meaning::Object(object) => {
-                    let place = object.device_offset().unwrap_or(object.location);
-                    Some(place) != self.slots.object_place(slot as usize)
+            for (slot, entry) in slots {
+                match Entry(entry).meaning() {
+                    Meaning::Object(object) => {
+                        let place = object.device_offset().unwrap_or(object.location);
+                        match self.slots.object_place(slot as usize) {
+                            Some(counts) if counts == place => {}
+                            Some(counts) => elsewhere.push((place, counts, object.stored_bytes())),
+                            None => wrong += 1,
+                        }
+                    }
+                    Meaning::Damaged => wrong += 1,
+                    _ => {}
                 }
-                Meaning::Damaged => true,
-                _ => false,
-            };
-            wrong += slots.filter(differs).count() as u64;
+            }
+        }
+        for (place, counts, len) in elsewhere {
+            let one = self.stored_at(place, len as usize);
+            wrong += u64::from(one.is_none() || one != self.stored_at(counts, len as usize));
         }
         Some(wrong)
+    }
+
+    /// What stands at a byte of the data section.
+    fn stored_at(&mut self, place: u64, len: usize) -> Option<Vec<u8>> {
+        let from = place / PAGE_BYTES * PAGE_BYTES;
+        let end = (place + len as u64).next_multiple_of(PAGE_BYTES);
+        let bytes = &mut self.whole.get()[..(end - from) as usize];
+        self.device.read_at(bytes, self.area.data_offset_bytes + from).ok()?;
+        let start = (place - from) as usize;
+        Some(bytes[start..start + len].to_vec())
     }
 }
