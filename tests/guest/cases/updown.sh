@@ -32,12 +32,13 @@ for round in $(seq 20); do
 done
 check "20 rounds of up, swap, down ($rounds done)" [ "$rounds" = 20 ]
 check_nothing_left "at the end"
-# A lost page table or ring of one round would be 20 times as much: 400 KiB a round is noise. The
+# A lost ring or worker of one round would be 20 times as much: 1.6 MiB a round is noise (seen: 20 MiB
+# less and 23 MiB more at the end, in two runs of the same programs). The
 # kernel gives rings and locked pages back a little later than the process ends (seen: 14 MiB on a
 # busy host), so it may take a few looks.
 for _ in $(seq 20); do
     after_kib="$(free_kib)"
-    [ $((before_kib - after_kib)) -ge 8192 ] || break
+    [ $((before_kib - after_kib)) -ge 32768 ] || break
     sleep 1
 done
-check "free memory: $before_kib KiB before, $after_kib KiB after" [ $((before_kib - after_kib)) -lt 8192 ]
+check "free memory: $before_kib KiB before, $after_kib KiB after" [ $((before_kib - after_kib)) -lt 32768 ]
