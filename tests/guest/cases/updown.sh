@@ -11,6 +11,19 @@ free_kib() {
     awk '/^MemFree:/ { print $2 }' /proc/meminfo
 }
 
+# The kernel gives rings and locked pages back a little later than the process ends (seen: 28 MiB on
+# a busy host): the most that is free in a few looks, or as much as is asked for.
+settled_free_kib() { # ENOUGH_KIB
+    local most=0 now
+    for _ in $(seq 20); do
+        now="$(free_kib)"
+        [ "$now" -le "$most" ] || most="$now"
+        [ "$most" -lt "$1" ] || break
+        sleep 1
+    done
+    echo "$most"
+}
+
 once() {
     swapfs up "$image" --type linear --size 128M --priority 10 --discard >/dev/null
     pageload --megabytes 16 --passes 0 --seed "$seed" --pageout >"$scratch/load"
@@ -21,7 +34,7 @@ once() {
 # The first ones fill the kernel's caches of slab pages, per-CPU lists and the like.
 step "warm up"
 for round in 1 2 3; do once; done
-before_kib="$(free_kib)"
+before_kib="$(settled_free_kib 99999999)"
 rounds=0
 for round in $(seq 20); do
     step "round $round"
@@ -29,16 +42,10 @@ for round in $(seq 20); do
     left="$(settled_leftovers)"
     [ -z "$left" ] || break
     rounds=$round
+    [ $((round % 5)) != 0 ] || echo "free after round $round: $(settled_free_kib "$before_kib") KiB of $before_kib"
 done
 check "20 rounds of up, swap, down ($rounds done)" [ "$rounds" = 20 ]
 check_nothing_left "at the end"
-# A lost ring or worker of one round would be 20 times as much: 1.6 MiB a round is noise (seen: 20 MiB
-# less and 23 MiB more at the end, in two runs of the same programs). The
-# kernel gives rings and locked pages back a little later than the process ends (seen: 14 MiB on a
-# busy host), so it may take a few looks.
-for _ in $(seq 20); do
-    after_kib="$(free_kib)"
-    [ $((before_kib - after_kib)) -ge 32768 ] || break
-    sleep 1
-done
-check "free memory: $before_kib KiB before, $after_kib KiB after" [ $((before_kib - after_kib)) -lt 32768 ]
+# A lost page table or ring of one round would be 20 times as much: 400 KiB a round is noise.
+after_kib="$(settled_free_kib "$before_kib")"
+check "free memory: $before_kib KiB before, $after_kib KiB after" [ $((before_kib - after_kib)) -lt 8192 ]
