@@ -26,16 +26,7 @@ pub(super) fn adopt(store: &Store) -> io::Result<()> {
         store.segments.end_part(stream);
     }
     arena.begin_adoption()?;
-    let mut right = true;
-    store.table.for_each_frame(|frame| {
-        let adopted = arena.adopt_frame(frame);
-        right &= adopted;
-        adopted
-    });
-    if !right {
-        let text = "the slot table that was left behind is damaged";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
+    store.table.adopt_frames()?;
     crash::pass(Point::LogActivating);
     let live = arena.live_counts();
     count(store, |entry| {

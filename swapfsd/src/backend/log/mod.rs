@@ -52,7 +52,7 @@ mod write;
 
 use super::device::BlockDevice;
 use super::objects::Slots;
-use super::objects::arena::{self, Arena, Role, SEGMENT_BYTES};
+use super::objects::arena::{self, Arena, SEGMENT_BYTES};
 use super::objects::entry::{Entry, MAX_DEVICE_BYTES, Meaning};
 use super::objects::fanout::Fanout;
 use super::objects::kept::{Kept, Layout as KeptLayout};
@@ -332,31 +332,8 @@ fn kept_layout(slot_count: u64, options: &LogOptions) -> KeptLayout {
 }
 
 fn keep_reserve(store: &Store) {
-    let mut said = false;
-    let mut changes_before = 0;
-    if !store.wait_until_active() {
-        return;
-    }
-    let mut holes = store.kept.is_adopted();
-    while !store.stop.load(Ordering::Relaxed) {
-        let changes = store.arena.changes();
-        let idle = changes == changes_before;
-        changes_before = changes;
-        let kept = store.arena.keep_reserve(&store.stop, idle);
-        let kept = match holes {
-            true => kept.and_then(|()| store.arena.release_holes(&store.stop)),
-            false => kept,
-        };
-        holes &= kept.is_err();
-        match kept {
-            Ok(()) => said = false,
-            Err(error) if !said => {
-                log::warn!("the reserve of memory can't be kept: {error}");
-                said = true;
-            }
-            Err(_) => {}
-        }
-        store.arena.wait_for_work(Role::Reserve, LOOK);
+    if store.wait_until_active() {
+        store.arena.run_reserve(&store.stop, LOOK, || Ok(()));
     }
 }
 

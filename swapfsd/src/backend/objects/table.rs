@@ -11,6 +11,7 @@
 use super::arena::Arena;
 use super::entry::Entry;
 use super::kept::Kept;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -168,5 +169,20 @@ impl Table {
                 }
             }
         }
+    }
+
+    /// Tells the arena, which is being adopted, which of its frames the table uses.
+    ///
+    /// # Errors
+    /// `InvalidData` if the table leads nowhere.
+    pub(in crate::backend) fn adopt_frames(&self) -> io::Result<()> {
+        let mut right = true;
+        self.for_each_frame(|frame| {
+            let adopted = self.arena.adopt_frame(frame);
+            right &= adopted;
+            adopted
+        });
+        let text = "the slot table that was left behind is damaged";
+        right.then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, text))
     }
 }

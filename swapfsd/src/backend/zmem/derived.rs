@@ -29,16 +29,7 @@ pub(super) fn rebuild(store: &Store) -> io::Result<()> {
     let arena = &store.pool.arena;
     arena.begin_adoption()?;
     store.dedup.begin_adoption()?;
-    let mut right = true;
-    store.table.for_each_frame(|frame| {
-        let adopted = arena.adopt_frame(frame);
-        right &= adopted;
-        adopted
-    });
-    if !right {
-        let text = "the slot table that was left behind is damaged";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
+    store.table.adopt_frames()?;
     crash::pass(Point::ZmemActivating);
     let mut tally = Tally::default();
     let live = arena.live_counts();

@@ -43,7 +43,7 @@ use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::held::Held;
 use crate::sync::{Condvar, Mutex};
 use crate::sys::memory;
-use arena::{Arena, Role};
+use arena::Arena;
 use counters::{Counters, Field};
 use dedup::Dedup;
 use derived::MayBeShared;
@@ -203,32 +203,8 @@ fn layout(slot_count: u64, options: &ZmemOptions) -> Layout {
 }
 
 fn keep_reserve(store: &Store) {
-    let arena = &store.pool.arena;
-    let mut said = false;
-    let mut changes_before = 0;
-    if !store.wait_until_active() {
-        return;
-    }
-    let mut holes = store.kept.is_adopted();
-    while !store.stop.load(Ordering::Relaxed) {
-        let changes = arena.changes();
-        let idle = changes == changes_before;
-        changes_before = changes;
-        let kept = arena.keep_reserve(&store.stop, idle).and_then(|()| dedup::grow(store));
-        let kept = match holes {
-            true => kept.and_then(|()| arena.release_holes(&store.stop)),
-            false => kept,
-        };
-        holes &= kept.is_err();
-        match kept {
-            Ok(()) => said = false,
-            Err(error) if !said => {
-                log::warn!("the reserve of memory can't be kept: {error}");
-                said = true;
-            }
-            Err(_) => {}
-        }
-        arena.wait_for_work(Role::Reserve, LOOK);
+    if store.wait_until_active() {
+        store.pool.arena.run_reserve(&store.stop, LOOK, || dedup::grow(store));
     }
 }
 

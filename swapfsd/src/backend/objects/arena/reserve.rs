@@ -1,10 +1,11 @@
 //! Populating segments before they are needed, and giving them back. All of it is done by one
 //! thread, which may wait for memory.
 
-use super::{Arena, SEGMENT_BYTES, State};
+use super::{Arena, Role, SEGMENT_BYTES, State};
 use crate::crash::{self, Point};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Unpopulated segments that are released again between two looks at the reserve.
 const HOLES_AT_A_TIME: u32 = 1024;
@@ -28,6 +29,39 @@ impl Arena {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the reserve, until `stop`: what the thread of [`Role::Reserve`] does. `more` is done
+    /// with it each time. A predecessor's arena has its holes released once.
+    pub(in crate::backend) fn run_reserve(
+        &self,
+        stop: &AtomicBool,
+        look: Duration,
+        mut more: impl FnMut() -> io::Result<()>,
+    ) {
+        let mut said = false;
+        let mut changes_before = 0;
+        let mut holes = self.kept.is_adopted();
+        while !stop.load(Ordering::Relaxed) {
+            let changes = self.changes();
+            let idle = changes == changes_before;
+            changes_before = changes;
+            let kept = self.keep_reserve(stop, idle).and_then(|()| more());
+            let kept = match holes {
+                true => kept.and_then(|()| self.release_holes(stop)),
+                false => kept,
+            };
+            holes &= kept.is_err();
+            match kept {
+                Ok(()) => said = false,
+                Err(error) if !said => {
+                    log::warn!("the reserve of memory can't be kept: {error}");
+                    said = true;
+                }
+                Err(_) => {}
+            }
+            self.wait_for_work(Role::Reserve, look);
+        }
     }
 
     /// Populates the reserve of an arena that nobody uses yet.
