@@ -69,11 +69,13 @@ pub enum Point {
     LogEmptied,
     /// `log`: half of what a predecessor left is taken over.
     LogActivating,
+    /// The first worker serves requests, and its supervisor does not know yet.
+    DaemonUnannounced,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 29] = [
+    pub const ALL: [Point; 30] = [
         Point::LinearMarked,
         Point::LinearWritten,
         Point::LinearDiscarded,
@@ -103,6 +105,7 @@ impl Point {
         Point::LogCollected,
         Point::LogEmptied,
         Point::LogActivating,
+        Point::DaemonUnannounced,
     ];
 
     /// The name that [`arm_from_environment`] takes: as it stands in the source.

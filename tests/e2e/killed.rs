@@ -318,6 +318,7 @@ fn ram() {
 /// Whoever adds a point has it tested.
 #[test]
 fn every_point_belongs_to_a_back_end() {
-    let tested = ["Zmem", "Linear", "Ram", "Log"].map(points_of).concat();
+    // "Daemon": those that `supervised` has daemons killed at.
+    let tested = ["Zmem", "Linear", "Ram", "Log", "Daemon"].map(points_of).concat();
     assert_eq!(tested.len(), Point::ALL.len());
 }

@@ -185,25 +185,46 @@ fn a_standby_that_dies_is_replaced() {
     mounted.unmount();
 }
 
+/// A small volume in RAM whose daemon has a point of [`swapfsd::crash`] armed.
+fn mounted_with(folder: &Path, (variable, point): (&str, &str)) -> Mounted {
+    let image = folder.join("image");
+    let programs = programs();
+    programs.succeed("mkswapfs", &["-t", "ram", "-s", "1M", image.to_str().unwrap()]);
+    let mountpoint = folder.join("image.mnt");
+    fs::create_dir(&mountpoint).unwrap();
+    let status = programs
+        .command("swapfsd")
+        .args(["-o", "watchdog=1"])
+        .args([&image, &mountpoint])
+        .env(variable, point)
+        .status();
+    assert!(status.unwrap().success());
+    Mounted { programs, image, mountpoint }
+}
+
+/// The mount can be used before the supervisor has heard that it serves: that moment is guarded too.
+#[test]
+fn the_first_worker_may_die_before_it_is_known_to_serve() {
+    skip_if!(cannot_guard());
+    let folder = folder();
+    let mounted = mounted_with(folder.path(), ("SWAPFS_KILL_AT", "DaemonUnannounced"));
+    assert_eq!(mounted.number("takeovers"), 1);
+    let file = File::options().read(true).write(true).open(mounted.swap_file()).unwrap();
+    file.write_all_at(&[7; 4096], 8192).unwrap();
+    let mut found = [0; 4096];
+    file.read_exact_at(&mut found, 8192).unwrap();
+    assert_eq!(found, [7; 4096]);
+    drop(file);
+    mounted.unmount();
+}
+
 /// A request that never ends, in each worker anew: each is replaced, and its successor not for
 /// what it has done.
 #[test]
 fn a_worker_with_a_request_that_does_not_end_is_replaced() {
     skip_if!(cannot_guard());
     let folder = folder();
-    let image = folder.path().join("image");
-    let programs = programs();
-    programs.succeed("mkswapfs", &["-t", "ram", "-s", "1M", image.to_str().unwrap()]);
-    let mountpoint = folder.path().join("image.mnt");
-    fs::create_dir(&mountpoint).unwrap();
-    let status = programs
-        .command("swapfsd")
-        .args(["-o", "watchdog=1"])
-        .args([&image, &mountpoint])
-        .env("SWAPFS_BLOCK_AT", "RamHalf:4")
-        .status();
-    assert!(status.unwrap().success());
-    let mounted = Mounted { programs, image, mountpoint };
+    let mounted = mounted_with(folder.path(), ("SWAPFS_BLOCK_AT", "RamHalf:4"));
     let file = File::options().read(true).write(true).open(mounted.swap_file()).unwrap();
     for page in 0..10u8 {
         file.write_all_at(&[page + 1; 4096], u64::from(page) * 8192).unwrap();

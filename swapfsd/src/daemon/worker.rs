@@ -1,11 +1,14 @@
 //! The process that serves, or waits to: everything but the supervisor.
 
+mod standby;
+
 use super::open::{buffers_for, options_of, transport_of};
 use super::serve::{awake_of, populate, spawn, stop_on_signal, watch_for_full};
 use super::{Arguments, StartError, knock, start_logging};
 use crate::backend::registry;
-use crate::control::{self, Control, HANDOVER_VERSION, Page};
-use crate::fuse::adopt::{Negotiated, Waiting};
+use crate::control::{self, Control, Page};
+use crate::crash::Point;
+use crate::fuse::adopt::Waiting;
 use crate::fuse::uring::{self, held_memory};
 use crate::fuse::{Connection, Service, Transport};
 use crate::held::Held;
@@ -36,21 +39,12 @@ use std::time::{Duration, Instant};
 use swapfs_format::superblock::Superblock;
 use swapfs_format::types::TypedOptions;
 
-/// How often a standby looks for memory that its predecessor has populated.
-const WARM: Duration = Duration::from_millis(200);
 /// How often the worker shows that it lives.
 const BEAT: Duration = Duration::from_millis(100);
 /// How long the predecessor's lock may outlive its process.
 const SEAT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take until there is a request in every place: all requests wait meanwhile.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
-/// How often a standby without a supervisor looks whether the worker has died too.
-const RESCUE_STEP: Duration = Duration::from_millis(2);
-/// A standby without a supervisor is needed no more when somebody has served so long, and been
-/// watched over by a new one.
-const GUARDED_FOR: Duration = Duration::from_secs(1);
-/// So long a new supervisor's own worker may take to serve when the old one has died.
-const NEW_SUPERVISORS_TURN: Duration = Duration::from_millis(200);
 /// How long after the death of a new supervisor the next one is started, at first and at most.
 const SUPERVISOR_RETRY: Duration = Duration::from_secs(1);
 const SUPERVISOR_RETRY_MOST: Duration = Duration::from_secs(60);
@@ -95,7 +89,8 @@ fn serve_for(arguments: &Arguments, link: &Link) -> Result<(), StartError> {
     let is_first = role == Some(Kind::ServeFirst);
     let mut worker = Worker::new(arguments, holdings, is_first)?;
     if is_first {
-        worker.serve_first(arguments)?;
+        worker.serve_first(arguments, link)?;
+        crash::pass(Point::DaemonUnannounced);
     } else if !worker.wait_for_turn(link)? {
         // Dropping would wait for threads that have nothing to do.
         logging::flush();
@@ -217,7 +212,7 @@ impl Worker {
         Ok(worker)
     }
 
-    fn serve_first(&mut self, arguments: &Arguments) -> Result<(), StartError> {
+    fn serve_first(&mut self, arguments: &Arguments, link: &Link) -> Result<(), StartError> {
         let system = |what: &'static str| move |error: io::Error| StartError::new(what, error);
         self.take_seat(SEAT_PATIENCE)?;
         self.beat();
@@ -228,7 +223,10 @@ impl Worker {
         let device = self.holdings.fuse.try_clone().map_err(system("a descriptor"))?;
         let service = Arc::clone(&self.service);
         let connection = Connection::new(service, device.into(), self.transport.clone());
-        self.start_session(connection.map_err(system("FUSE handshake"))?)?;
+        let connection = connection.map_err(system("FUSE handshake"))?;
+        // Before anything is answered: from here on its death must not be the volume's.
+        drop(link.say(Kind::Connected, &[]));
+        self.start_session(connection)?;
         // The answer shows that the threads serve, and their buffers are there.
         if let Err(error) = fs::metadata(arguments.mountpoint.join("swapfile")) {
             error!("{}: {error}", arguments.mountpoint.display());
@@ -252,141 +250,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Makes everything ready, and waits. True: it serves now; false: it is not needed.
-    fn wait_for_turn(&mut self, link: &Link) -> Result<bool, StartError> {
-        let system = |what: &'static str| move |error: io::Error| StartError::new(what, error);
-        let negotiated = Negotiated {
-            minor: self.page.fuse_minor.load(Relaxed),
-            flags: self.page.fuse_flags.load(Relaxed),
-        };
-        let service = Arc::clone(&self.service);
-        let broken = || system("a FUSE session");
-        if let Transport::Uring(layout, buffers) = &self.transport {
-            let device = self.holdings.fuse.try_clone().map_err(broken())?.into();
-            let waiting = Connection::waiting_by_rings(service, device, *layout, buffers.clone());
-            self.start_session(waiting.map_err(broken())?)?;
-        } else {
-            let (connection, waiting, muster) =
-                Connection::waiting(service, self.threads, negotiated).map_err(broken())?;
-            self.start_session(connection)?;
-            waiting.call_all().map_err(broken())?;
-            muster.wait();
-            self.waiting = Some(waiting);
-        }
-        if self.protection.memory_locked {
-            populate();
-        }
-        self.volume.warm();
-        if self.protection.realtime {
-            process::all_realtime().map_err(system("SCHED_RR"))?;
-        }
-        link.say(Kind::Ready, &HANDOVER_VERSION.to_le_bytes()).map_err(system("the link"))?;
-        let warming = self.keep_warm()?;
-        loop {
-            let _ = processes::wait_readable(&[link.as_raw_fd()], None);
-            match link.next() {
-                Ok(Some(packet)) if packet.kind() == Some(Kind::TakeOver) => break,
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => {
-                    let rescued = self.rescue();
-                    warming.store(false, Relaxed);
-                    return rescued;
-                }
-            }
-        }
-        // Not waited for: it may be waiting for memory, and what it has not mapped is mapped now.
-        warming.store(false, Relaxed);
-        self.take_seat(SEAT_PATIENCE)?;
-        self.take_over()?;
-        Ok(true)
-    }
-
-    /// Starts a thread that puts into this process's page tables what the predecessor populates,
-    /// for as long as the flag is set: an ordinary task, which at real-time priority would keep
-    /// others from a processor for as long as a take-over; and not the one that is told to take
-    /// over, since page tables take memory, which may have to be waited for.
-    fn keep_warm(&self) -> Result<Arc<AtomicBool>, StartError> {
-        let (volume, on) = (Arc::clone(&self.volume), Arc::new(AtomicBool::new(true)));
-        spawn("warm", {
-            let on = Arc::clone(&on);
-            move || {
-                process::stay_ordinary();
-                while on.load(Relaxed) {
-                    volume.warm();
-                    thread::sleep(WARM);
-                }
-            }
-        })?;
-        Ok(on)
-    }
-
-    /// The supervisor has died. If the worker has died too, this process is the last one that can
-    /// save the volume; if it lives, it finds itself another supervisor, and that one another
-    /// standby.
-    fn rescue(&mut self) -> Result<bool, StartError> {
-        let dead = self.page.supervisor_pid.load(Relaxed);
-        let mut guarded_since: Option<Instant> = None;
-        let mut free_since: Option<Instant> = None;
-        loop {
-            let supervisor = self.page.supervisor_pid.load(Relaxed);
-            let is_guarded = supervisor != 0
-                && supervisor != dead
-                && Process::open(supervisor as i32).is_ok_and(|it| it.ended().is_none());
-            // The worker's seat is free only when it is dead, and nobody else serves.
-            if self.take_seat(Duration::ZERO).is_ok() {
-                let since = *free_since.get_or_insert_with(Instant::now);
-                if !is_guarded || since.elapsed() > NEW_SUPERVISORS_TURN {
-                    break;
-                }
-                let given_back = self.seat.give_back(Role::Serve);
-                given_back.map_err(|error| StartError::new("seat", error))?;
-            } else {
-                free_since = None;
-            }
-            if !is_guarded {
-                guarded_since = None;
-            } else if guarded_since.get_or_insert_with(Instant::now).elapsed() > GUARDED_FOR
-                && free_since.is_none()
-            {
-                return Ok(false);
-            }
-            thread::sleep(RESCUE_STEP);
-        }
-        error!("supervisor and worker have died: the standby serves");
-        self.take_over()?;
-        self.page.takeovers.fetch_add(1, Relaxed);
-        Ok(true)
-    }
-
     fn take_seat(&self, patience: Duration) -> Result<(), StartError> {
         match self.seat.take(Role::Serve, patience) {
             Ok(true) => Ok(()),
             Ok(false) => Err(StartError::new("take-over", "another process still serves")),
             Err(error) => Err(StartError::new("take-over", error)),
         }
-    }
-
-    /// The predecessor has ended: serve what it left.
-    fn take_over(&mut self) -> Result<(), StartError> {
-        let started = Instant::now();
-        self.beat();
-        self.volume
-            .activate(None)
-            .map_err(|error| StartError::new("taking the volume over", error))?;
-        let activated = started.elapsed();
-        let started_serving = match (&self.waiting, &self.rings) {
-            (Some(waiting), _) => waiting.start(&self.holdings.fuse),
-            (None, Some(rings)) => rings.serve_drained(),
-            (None, None) => Ok(()),
-        };
-        started_serving.map_err(|error| StartError::new("taking the connection over", error))?;
-        info!(
-            "took over in {} us, {} us of it for the back end",
-            started.elapsed().as_micros(),
-            activated.as_micros()
-        );
-        crash::arm_from_environment();
-        Ok(())
     }
 
     fn start_session(&mut self, connection: Connection) -> Result<(), StartError> {

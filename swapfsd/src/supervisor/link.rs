@@ -80,6 +80,8 @@ pub enum Kind {
     NotDrained = 12,
     /// To a worker that has drained: nobody takes over; serve on.
     GoOn = 13,
+    /// From the first worker: the kernel's INIT is answered, requests may be from now on.
+    Connected = 14,
 }
 
 impl Kind {
@@ -98,6 +100,7 @@ impl Kind {
             11 => Kind::Drained,
             12 => Kind::NotDrained,
             13 => Kind::GoOn,
+            14 => Kind::Connected,
             _ => return None,
         })
     }

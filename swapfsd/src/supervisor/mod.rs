@@ -15,6 +15,7 @@
 pub mod backoff;
 pub mod link;
 pub mod store;
+mod succession;
 pub mod upgrade;
 pub mod watchdog;
 
@@ -23,7 +24,7 @@ use crate::protect::OwnCgroup;
 use crate::seat::Seat;
 use crate::sys::alloc::{IoPath, io_path_allocations};
 use crate::sys::mount::Abort;
-use crate::sys::spawn::{self, Command, Ended, MAX_POLLED, Process};
+use crate::sys::spawn::{self, Command, MAX_POLLED, Process};
 use backoff::Backoff;
 use link::{Holdings, Kind, Link, Packet};
 use log::{error, info, warn};
@@ -124,6 +125,8 @@ pub struct Supervisor {
     standby_at_ns: u64,
     /// Someone has served before.
     has_served: bool,
+    /// A request of the kernel's may have been answered: from now on the volume is guarded.
+    may_have_answered: bool,
     /// A request to end that came while nobody served.
     pending_signal: Option<i32>,
     end: Option<End>,
@@ -157,6 +160,7 @@ impl Supervisor {
             standby_retry: Duration::ZERO,
             standby_at_ns: 0,
             has_served: false,
+            may_have_answered: false,
             pending_signal: None,
             end: None,
             failure: Text { bytes: [0; link::PACKET_BYTES], len: 0 },
@@ -196,7 +200,7 @@ impl Supervisor {
     /// Goes on with a worker that serves: after an upgrade, or after the death of the supervisor
     /// before this one. `None`: it has died too, or never was; a new one takes over.
     pub fn adopt(&mut self, pid: libc::pid_t, link: Option<Link>) {
-        self.has_served = true;
+        (self.has_served, self.may_have_answered) = (true, true);
         self.known[1] = pid;
         self.watchdog.restart(now());
         match (Process::open(pid), link) {
@@ -337,7 +341,7 @@ impl Supervisor {
             wait = wait.min(Duration::from_nanos(self.standby_at_ns.saturating_sub(now_ns)));
         }
         // Until someone serves there is nothing to be kept ready.
-        if self.has_served { wait } else { TICK }
+        if self.may_have_answered { wait } else { TICK }
     }
 
     fn start_worker(&self, role: Kind) -> io::Result<Worker> {
@@ -348,6 +352,7 @@ impl Supervisor {
     fn hear_serving(&mut self) {
         while let Some(packet) = self.serving.as_mut().and_then(heard) {
             match packet.kind() {
+                Some(Kind::Connected) => self.may_have_answered = true,
                 Some(Kind::Serving) => self.now_serving(),
                 Some(Kind::Ended) => self.end = Some(End::Unmounted),
                 Some(Kind::Drained) => self.kill_drained(),
@@ -364,7 +369,7 @@ impl Supervisor {
     }
 
     fn now_serving(&mut self) {
-        self.has_served = true;
+        (self.has_served, self.may_have_answered) = (true, true);
         self.failure.len = 0;
         let Some(worker) = &mut self.serving else { return };
         if let Some(signal) = self.pending_signal.take() {
@@ -442,126 +447,6 @@ impl Supervisor {
                 self.lose_standby();
             }
         }
-    }
-
-    fn look_for_death(&mut self) {
-        if let Some(worker) = &self.serving
-            && let Some(ended) = worker.process.ended()
-        {
-            let now_ns = spawn::boot_time_ns();
-            let life = Duration::from_nanos(now_ns.saturating_sub(worker.since_ns));
-            let (pid, was_up) = (worker.process.pid(), worker.up);
-            // Its last words may have come just before.
-            self.hear_serving();
-            self.serving = None;
-            self.known[1] = pid;
-            if self.end.is_some() {
-                return;
-            }
-            if !self.has_served {
-                self.end = Some(End::Failed);
-                return;
-            }
-            if !self.connection_lives() {
-                info!("worker {pid} {ended}, and the volume is not mounted any more");
-                self.end = Some(if self.failure.len > 0 { End::Failed } else { End::Unmounted });
-                return;
-            }
-            if self.parts.control.page().holds_requests.load(SeqCst) != 0
-                && let Some(abort) = &self.parts.abort
-            {
-                error!(
-                    "worker {pid} {ended}: with transport=uring its requests die with it, and what \
-                     was swapped out is lost: the connection is ended"
-                );
-                abort.abort();
-                self.failure.set(b"the worker died, and transport=uring does not survive that");
-                self.end = Some(End::Failed);
-                return;
-            }
-            let life = if was_up { life } else { Duration::ZERO };
-            self.mourn(pid, ended, life, now_ns);
-        }
-        if self.serving.is_none()
-            && let Some(died_ns) = self.died_ns
-            && spawn::boot_time_ns() >= self.not_before_ns
-        {
-            self.replace(died_ns);
-        }
-    }
-
-    /// A worker that served has died.
-    fn mourn(&mut self, pid: libc::pid_t, ended: Ended, life: Duration, now_ns: u64) {
-        self.died_ns = Some(self.died_ns.unwrap_or(now_ns));
-        self.roll_back_after(pid, ended);
-        if self.is_switching() {
-            self.not_before_ns = now_ns;
-            return;
-        }
-        self.parts.control.page().takeovers.fetch_add(1, Relaxed);
-        let wait = self.backoff.after(ended, life);
-        self.not_before_ns = now_ns + wait.as_nanos() as u64;
-        if wait.is_zero() {
-            // First of all: the kernel's log may be a slow serial line.
-            self.replace(self.died_ns.unwrap_or(now_ns));
-            warn!("worker {pid} {ended}: the standby takes over");
-        } else {
-            error!(
-                "worker {pid} {ended}, the {}th in a row: the next one takes over in {} ms",
-                self.backoff.crashes(),
-                wait.as_millis()
-            );
-        }
-    }
-
-    /// Has the standby serve; one that is just coming up does so as soon as it can.
-    fn replace(&mut self, died_ns: u64) {
-        self.died_ns = Some(died_ns);
-        // What a dead worker left there says nothing of its successor.
-        let page = self.parts.control.page();
-        page.oldest_ms.store(0, Relaxed);
-        page.in_device.store(0, Relaxed);
-        page.in_flight.store(0, Relaxed);
-        // An upgrade keeps the standby as it is, should the new program fail.
-        let told = |worker: &Worker| worker.link.say(Kind::TakeOver, &[]).is_ok();
-        let mut next = self.take_candidate().filter(told);
-        if next.is_none() {
-            // A new program that is dead already: the old one goes on.
-            self.roll_back_dead();
-            next = self.standby.take().filter(told);
-            self.parts.control.page().standby_pid.store(0, Relaxed);
-        }
-        if next.is_none() {
-            let started = self.start_worker(Kind::StandBy).and_then(|worker| {
-                worker.link.say(Kind::TakeOver, &[])?;
-                Ok(worker)
-            });
-            match started {
-                Ok(worker) => next = Some(worker),
-                Err(error) => {
-                    error!("starting a worker: {error}");
-                    let retry = Duration::from_millis(100);
-                    self.not_before_ns = spawn::boot_time_ns() + retry.as_nanos() as u64;
-                    return;
-                }
-            }
-        }
-        if let Some(worker) = &mut next {
-            if !worker.up {
-                // It comes up as an ordinary task; now somebody waits for it.
-                worker.process.hurry();
-            }
-            worker.up = false;
-            worker.since_ns = spawn::boot_time_ns();
-        }
-        self.serving = next;
-        self.standby_at_ns = 0;
-        self.watchdog.restart(now());
-    }
-
-    /// The kernel still has the connection: it was not unmounted or aborted.
-    fn connection_lives(&self) -> bool {
-        spawn::readiness(self.parts.holdings.fuse.as_raw_fd()) & libc::POLLERR == 0
     }
 
     fn look_for_hang(&mut self) {
