@@ -259,6 +259,13 @@ pub const LOG: TypeSpec = TypeSpec {
             help: "discard freed segments on the device; auto: on a block device, not in a file, \
                    whose space would have to be allocated again",
         },
+        OptionSpec {
+            key: "dedup",
+            kind: ValueKind::Switch,
+            default: "off",
+            per_mount: true,
+            help: "write identical pages that are written together once",
+        },
     ],
 };
 
@@ -359,6 +366,8 @@ pub struct LogOptions {
     pub gc_high_percent: u32,
     /// `discard=`
     pub discard: SegmentDiscard,
+    /// `dedup=`
+    pub dedup: bool,
 }
 
 /// How requests come from the kernel.
@@ -528,6 +537,7 @@ fn log_options(set: &OptionSet) -> LogOptions {
             "off" => SegmentDiscard::Off,
             _ => SegmentDiscard::Auto,
         },
+        dedup: set.switch("dedup"),
     }
 }
 

@@ -1,4 +1,4 @@
-# guest: --memory 512 --disk 2G --timeout 900
+# guest: --memory 400 --disk 2G --timeout 900
 # More memory in use than the machine has, without any cgroup limit: the daemon, like everything
 # else, has to live with it. (kill-pressure does the same with engine=uring, and kills.)
 #
@@ -18,10 +18,10 @@ for engine in "${engines[@]}"; do
     # and verifies.
     passes=1
     [ "$engine" = uring ] || passes=0
-    step "engine=$engine: 700 MiB in a machine of 512"
+    step "engine=$engine: 550 MiB in a machine of 400"
     load "engine=$engine, random, 3 processes" \
-        pageload --megabytes 700 --passes "$passes" --seed "$seed" --processes 3 --touch mixed
-    check_swapped_out 300
+        pageload --megabytes 550 --passes "$passes" --seed "$seed" --processes 3 --touch mixed
+    check_swapped_out 230
     check "the daemon is the same" [ "$(daemon_ids "$mount")" = "$daemon" ]
     check_daemon_not_swapped
     swapfs down "$image"

@@ -4,9 +4,9 @@
 # SWAPFS_LONG=1: more memory.
 . "${0%/*}/lib/guest.sh"
 
-preferred_mb=40
-different_mb=120
-equal_mb=80
+preferred_mb=24
+different_mb=80
+equal_mb=50
 if [ "${SWAPFS_LONG:-}" = 1 ]; then
     preferred_mb=64
     different_mb=200

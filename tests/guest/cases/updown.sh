@@ -1,5 +1,5 @@
 # guest: --memory 768 --disk 1G --timeout 900
-# Twenty times up and down: nothing is left behind, and no memory is lost.
+# Twelve times up and down: nothing is left behind, and no memory is lost.
 . "${0%/*}/lib/guest.sh"
 
 make_ext4 /dev/vda /mnt/data
@@ -15,7 +15,7 @@ free_kib() {
 # a busy host): the most that is free in a few looks, or as much as is asked for.
 settled_free_kib() { # ENOUGH_KIB
     local most=0 now
-    for _ in $(seq 20); do
+    for _ in $(seq 10); do
         now="$(free_kib)"
         [ "$now" -le "$most" ] || most="$now"
         [ "$most" -lt "$1" ] || break
@@ -36,7 +36,7 @@ step "warm up"
 for round in 1 2 3; do once; done
 before_kib="$(settled_free_kib 99999999)"
 rounds=0
-for round in $(seq 20); do
+for round in $(seq 12); do
     step "round $round"
     once || break
     left="$(settled_leftovers)"
@@ -44,8 +44,8 @@ for round in $(seq 20); do
     rounds=$round
     [ $((round % 5)) != 0 ] || echo "free after round $round: $(settled_free_kib "$before_kib") KiB of $before_kib"
 done
-check "20 rounds of up, swap, down ($rounds done)" [ "$rounds" = 20 ]
+check "12 rounds of up, swap, down ($rounds done)" [ "$rounds" = 12 ]
 check_nothing_left "at the end"
-# A lost page table or ring of one round would be 20 times as much: 400 KiB a round is noise.
+# A lost page table or ring of one round would be 12 times as much: 600 KiB a round is noise.
 after_kib="$(settled_free_kib "$before_kib")"
 check "free memory: $before_kib KiB before, $after_kib KiB after" [ $((before_kib - after_kib)) -lt 8192 ]

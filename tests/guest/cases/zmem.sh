@@ -1,24 +1,24 @@
-# guest: --memory 512 --disk 256M --timeout 600 --allow (Write-error.on.swap-device|Killed.process|oom-kill|page.allocation.failure)
+# guest: --memory 400 --disk 256M --timeout 600 --allow (Write-error.on.swap-device|Killed.process|oom-kill|page.allocation.failure)
 # Compressed memory and nothing else to swap to: a workload larger than the machine's memory, in
 # several processes, then one that does not fit at any price.
 #
 # SWAPFS_LONG=1: more memory.
 . "${0%/*}/lib/guest.sh"
 
-megabytes=500
+megabytes=390
 passes=0
-beyond_mb=600
+beyond_mb=470
 if [ "${SWAPFS_LONG:-}" = 1 ]; then
-    megabytes=560
+    megabytes=440
     passes=1
-    beyond_mb=700
+    beyond_mb=550
 fi
 
 make_ext4 /dev/vda /mnt/data
 image=/mnt/data/zmem.img
 
-step "$megabytes MiB in a machine of 512, three quarters of it compressible"
-swapfs up "$image" --size 2G --priority 10 -o limit=300M
+step "$megabytes MiB in a machine of 400, three quarters of it compressible"
+swapfs up "$image" --size 2G --priority 10 -o limit=230M
 mount="$(mount_of "$image")"
 wait_for "standby" has_standby "$mount"
 daemon="$(daemon_ids "$mount")"
@@ -35,13 +35,13 @@ rm "$image"
 
 # Pages that do not compress, and a limit far below what they take: swap-outs are refused, and the
 # kernel keeps the pages. They all fit into memory and limit together.
-step "at the limit: 280 MiB that do not compress, a limit of 64 MiB"
+step "at the limit: 180 MiB that do not compress, a limit of 64 MiB"
 swapfs up "$image" --size 2G --priority 10 -o limit=64M
 mount="$(mount_of "$image")"
 wait_for "standby" has_standby "$mount"
 daemon="$(daemon_ids "$mount")"
 load "at the limit" \
-    pageload --megabytes 280 --passes 0 --seed "$seed" --processes 2 --compressible 0 --pageout
+    pageload --megabytes 180 --passes 0 --seed "$seed" --processes 2 --compressible 0 --pageout
 swapfs status
 check "swap-outs were refused" \
     sh -c 'swapfs status --json | grep -Eq "\"refused_writes\": *[1-9]"'

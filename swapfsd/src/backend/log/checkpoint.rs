@@ -6,7 +6,7 @@
 use super::Store;
 use super::recover::set_entry;
 use super::segments::{NOTHING_STALE, State};
-use crate::backend::objects::entry::{DEVICE_START, Entry};
+use crate::backend::objects::entry::{DEVICE_START, Entry, Object};
 use crate::buffer::{BufferPool, LARGE_BYTES};
 use std::io;
 use std::sync::atomic::Ordering;
@@ -92,7 +92,7 @@ fn portable(entry: Entry) -> u64 {
         Some(mut object) => match object.device_offset() {
             Some(offset) => {
                 object.location = offset;
-                Entry::object(object).0
+                same_kind(entry, object).0
             }
             // Everything was written out before.
             None => Entry::ABSENT.0,
@@ -100,6 +100,11 @@ fn portable(entry: Entry) -> u64 {
         None if entry.is_unknown_discard() => Entry::ABSENT.0,
         None => entry.0,
     }
+}
+
+/// An entry for `object`, shared like `entry`.
+fn same_kind(entry: Entry, object: Object) -> Entry {
+    if entry.is_shared() { Entry::shared_object(object) } else { Entry::object(object) }
 }
 
 fn segment_word(store: &Store, segment: u64, written: &[u32]) -> u64 {
@@ -245,7 +250,7 @@ fn load_leaf(store: &Store, block: &[u8]) -> io::Result<()> {
                     let entry = match Entry(word).as_object() {
                         Some(mut object) if object.device_offset().is_none() => {
                             object.location += DEVICE_START;
-                            Entry::object(object)
+                            same_kind(Entry(word), object)
                         }
                         _ => Entry(word),
                     };

@@ -12,8 +12,8 @@
 //! * A dead object may be the last one of its slot that a device has: the newer one is still in the
 //!   buffer. That is then written with what is moved. The same of a word and of a discard.
 //! * The record of a discard keeps older records of its slots from being believed. It is moved for
-//!   as long as there can be one, in any segment, free ones included, and no newer record of all
-//!   of its slots is on the device.
+//!   as long as there can be one, in any segment, free ones included, and the slot table names it.
+//!   If the newer page of one of its slots is in the buffer, that is written instead.
 //!
 //! Victims are free when all that is on the device and flushed.
 
@@ -42,6 +42,8 @@ const SHUNNED_FOR: Duration = Duration::from_secs(5);
 const MAX_VICTIMS: usize = 64;
 /// Parts that a segment can have, of which the collector notes the heads.
 const MAX_PARTS: usize = 8192;
+/// Slots whose saving is remembered: two of the same place may be saved more than once.
+const SAVED_PLACES: usize = 4096;
 
 /// The collector.
 #[derive(Debug)]
@@ -58,6 +60,9 @@ struct Mover {
     parts: Vec<PartHeader>,
     /// Victims of this round that are empty.
     emptied: Vec<u32>,
+    /// Slots that were saved into the part in the making, each at its place and increased by one:
+    /// a victim may have many old records of the same one.
+    saved: Box<[u32]>,
 }
 
 /// A round ended before its end.
@@ -77,12 +82,13 @@ impl Collector {
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new(number: usize) -> std::io::Result<Collector> {
+    pub(super) fn new(number: usize, dedup: bool) -> std::io::Result<Collector> {
         let mover = Mover {
             stream: Stream::new(number, 0),
-            builder: Builder::new()?,
+            builder: Builder::new(dedup)?,
             parts: Vec::with_capacity(MAX_PARTS),
             emptied: Vec::with_capacity(MAX_VICTIMS),
+            saved: vec![0; SAVED_PLACES].into(),
         };
         Ok(Collector { mover, memory: Mapping::new(MAX_PART_BYTES, true)? })
     }
@@ -174,7 +180,7 @@ impl Mover {
                 return Some(segment);
             }
             // Only objects need room: the rest is left unsaved where there is none.
-            if live > room_bytes {
+            if segments.most_live_bytes(segment) > room_bytes {
                 continue;
             }
             let live = live + plain_bytes;
@@ -256,13 +262,7 @@ impl Mover {
         }
         let key = (record.sequence, record.slot, 0);
         if let Content::Discarded(count) = record.content {
-            if record.sequence > oldest_stale
-                && store.discard_counts(slot, u64::from(count), record.sequence)
-                && self.room_to_save(store, 0)?
-            {
-                self.builder.push_discard(key, count, Clear::Never);
-            }
-            return Ok(());
+            return self.keep_discard(store, key, u64::from(count), oldest_stale);
         }
         let entry = store.entry(slot);
         match (entry.meaning(), record.content) {
@@ -275,28 +275,12 @@ impl Mover {
                 let Some(stored) = stored else { return Err(Stopped::Unreadable) };
                 self.make_room(store, stored.len())?;
                 self.test(store, slot, &object, stored);
-                self.builder.push_object(key, Entry::object(object), &object, stored);
+                self.builder.push_object(key, entry, &object, stored);
                 store.counters.add(Field::CollectedBytes, device_bytes(object.len));
                 crash::pass(Point::LogCollected);
             }
             // The newer page is in the buffer alone.
-            (Meaning::Object(object), _) if object.device_offset().is_none() => {
-                if !self.room_to_save(store, HEADER_BYTES + object.len)? {
-                    return Ok(());
-                }
-                if add_current(store, &mut self.builder, record.slot, 0) {
-                    store.counters.add(Field::SavedPages, 1);
-                } else if !store.entry(slot).is_same_as(entry) {
-                    // It was changed meanwhile.
-                    return self.keep(store, victim, header, part, record, oldest_stale);
-                }
-            }
-            _ if entry.is_buffered() || entry.is_unknown_discard() => {
-                if !self.room_to_save(store, 0)? {
-                    return Ok(());
-                }
-                add_word(store, &mut self.builder, record.slot, 0);
-            }
+            _ if is_unwritten(entry) => self.save(store, record.slot)?,
             (Meaning::SameFilled(word), Content::SameFilled(old)) if word == old => {
                 if !self.room_to_save(store, 0)? {
                     return Ok(());
@@ -306,6 +290,72 @@ impl Mover {
                 self.builder.push_word(key, word, changes);
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// The record of a discard moves while a slot is as it says. Otherwise the slots whose newer
+    /// pages are in the buffer alone are saved, once each: were the record moved for them, so would
+    /// be all the older ones that the slot has.
+    fn keep_discard(
+        &mut self,
+        store: &Store,
+        key: (u64, u32, u32),
+        count: u64,
+        oldest_stale: u64,
+    ) -> Result<(), Stopped> {
+        let (sequence, first, _) = key;
+        if sequence <= oldest_stale {
+            return Ok(());
+        }
+        let (first, mut counts) = (u64::from(first), false);
+        let end = (first + count).min(store.table.slot_count());
+        store.table.for_each(first, end, |_, cell| {
+            counts |= Entry(cell.load(Ordering::Acquire)) == Entry::discarded_by(sequence);
+        });
+        if counts {
+            if self.room_to_save(store, 0)? {
+                self.builder.push_discard(key, count as u32, Clear::Never);
+            }
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        store.table.for_each(first, end, |slot, cell| {
+            if outcome.is_ok() && is_unwritten(Entry(cell.load(Ordering::Acquire))) {
+                outcome = self.save(store, slot as u32);
+            }
+        });
+        outcome
+    }
+
+    /// Puts a slot's page, which is in the buffer alone, into the part, whatever it is.
+    fn save(&mut self, store: &Store, slot: u32) -> Result<(), Stopped> {
+        let place = slot as usize % SAVED_PLACES;
+        while self.saved[place] != slot + 1 {
+            let entry = store.entry(u64::from(slot));
+            match entry.meaning() {
+                Meaning::Object(object) if object.device_offset().is_none() => {
+                    if !self.room_to_save(store, HEADER_BYTES + object.len)? {
+                        return Ok(());
+                    }
+                    if add_current(store, &mut self.builder, slot, 0) {
+                        store.counters.add(Field::SavedPages, 1);
+                        self.saved[place] = slot + 1;
+                        return Ok(());
+                    }
+                    if store.entry(u64::from(slot)).is_same_as(entry) {
+                        return Ok(());
+                    }
+                    // It was changed meanwhile.
+                }
+                _ if is_unwritten(entry) => {
+                    if self.room_to_save(store, 0)? && add_word(store, &mut self.builder, slot, 0) {
+                        self.saved[place] = slot + 1;
+                    }
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            }
         }
         Ok(())
     }
@@ -349,7 +399,10 @@ impl Mover {
     fn finish_part(&mut self, store: &Store) -> Result<(), Stopped> {
         loop {
             match self.builder.write(store, &mut self.stream, |_| {}) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.saved.fill(0);
+                    return Ok(());
+                }
                 Err(Blocked::Stopping) => return Err(Stopped::Unmounting),
                 Err(Blocked::NoSegment) if store.stop.load(Ordering::Relaxed) => {
                     return Err(Stopped::Unmounting);
@@ -393,6 +446,15 @@ impl Mover {
         if let Some((first, end)) = run {
             store.discard_segments(first, end);
         }
+    }
+}
+
+/// What the slot holds is in memory alone.
+fn is_unwritten(entry: Entry) -> bool {
+    match entry.meaning() {
+        Meaning::Object(object) => object.device_offset().is_none(),
+        Meaning::SameFilled(_) => entry.is_buffered(),
+        _ => entry.is_unknown_discard(),
     }
 }
 

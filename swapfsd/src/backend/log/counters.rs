@@ -12,12 +12,14 @@ const SHARDS: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub(super) enum Field {
-    /// Slots that hold a page; the first five follow from the table.
+    /// Slots that hold a page; the first six follow from the table.
     Pages,
     SamePages,
     RawPages,
     Lz4Pages,
     ZstdPages,
+    /// Pages that are on the device as another one's.
+    SharedPages,
     ReadAbsent,
     ReadSame,
     ReadBuffer,
@@ -49,7 +51,7 @@ pub(super) enum Field {
 }
 
 const FIELDS: usize = Field::Count as usize;
-const OF_ENTRIES: usize = 5;
+const OF_ENTRIES: usize = 6;
 
 #[derive(Debug)]
 #[repr(align(128))]
@@ -107,6 +109,9 @@ impl Counters {
         if let Some(kind) = kind_of(entry) {
             self.change(kind, sign);
         }
+        if entry.is_shared() {
+            self.change(Field::SharedPages, sign);
+        }
     }
 
     /// Forgets what follows from the table; [`Counters::found`] says it again.
@@ -130,6 +135,7 @@ pub(super) fn report(store: &Store, report: &mut dyn FnMut(&'static str, u64)) {
     say("huge_pages", Field::RawPages);
     say("lz4_pages", Field::Lz4Pages);
     say("zstd_pages", Field::ZstdPages);
+    say("dedup_shared_pages", Field::SharedPages);
     say("read_absent_pages", Field::ReadAbsent);
     say("read_same_pages", Field::ReadSame);
     say("read_buffer_pages", Field::ReadBuffer);

@@ -6,7 +6,7 @@
 use super::Store;
 use super::buffer::{HOLD_BYTES, RECORD_BYTES, What, chunk_bytes, record_of};
 use super::cost_of;
-use super::part::{device_bytes, make_empty};
+use super::part::make_empty;
 use crate::backend::objects::arena::SEGMENT_BYTES;
 use crate::backend::objects::entry::{Entry, Location, Meaning};
 use crate::crash::{self, Point};
@@ -128,7 +128,7 @@ pub(super) fn count(store: &Store, mut visit: impl FnMut(Entry)) {
         if let Some(object) = entry.as_object()
             && let Some(segment) = object.device_offset().and_then(|at| segments.segment_of(at))
         {
-            segments.add_live(segment, device_bytes(object.len));
+            segments.add_object(segment, object.len, entry.is_shared());
         }
         visit(entry);
     });

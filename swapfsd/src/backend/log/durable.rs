@@ -4,7 +4,7 @@ use super::buffer::Buffer;
 use super::counters::Field;
 use super::part::Clear;
 use super::{FAILING, LOOK, Store};
-use crate::backend::objects::entry::{Entry, Meaning};
+use crate::backend::objects::entry::Entry;
 use crate::control::InDevice;
 use crate::sync::Mutex;
 use crate::sys::file::Discarded;
@@ -47,21 +47,6 @@ impl Store {
     pub(super) fn any_discarded(&self, first: u64, count: u64, sequence: u64) -> bool {
         let end = (first + count).min(self.table.slot_count());
         (first..end).any(|slot| self.entry(slot) == Entry::discarding(sequence))
-    }
-
-    /// Is a discard's record still needed? One of its slots is as that record says, or its newer
-    /// page is not on the device yet, and that record is the newest that the device has of it.
-    pub(super) fn discard_counts(&self, first: u64, count: u64, sequence: u64) -> bool {
-        let end = (first + count).min(self.table.slot_count());
-        (first..end).any(|slot| {
-            let entry = self.entry(slot);
-            match entry.meaning() {
-                Meaning::Object(object) => object.device_offset().is_none(),
-                Meaning::SameFilled(_) => entry.is_buffered(),
-                Meaning::Discarded(by) => by == sequence,
-                _ => entry.is_unknown_discard(),
-            }
-        })
     }
 
     /// Closes chunks that have been open for long, so that their turn comes.

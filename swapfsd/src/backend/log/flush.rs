@@ -41,18 +41,23 @@ pub(super) struct Flusher {
 
 impl Flusher {
     /// Flusher `number`, which leaves `keep` free segments to the collector, and has at most
-    /// `max_taken` chunks.
+    /// `max_taken` chunks. `dedup`: identical pages of a part are written once.
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new(number: usize, keep: usize, max_taken: usize) -> std::io::Result<Flusher> {
+    pub(super) fn new(
+        number: usize,
+        keep: usize,
+        max_taken: usize,
+        dedup: bool,
+    ) -> std::io::Result<Flusher> {
         let nothing =
             Found { sequence: 0, slot: 0, what: What::Discarded(0), size: 0, location: 0 };
         let mut waiting = vec![(nothing, 0); MAX_WAITING];
         waiting.clear();
         Ok(Flusher {
             stream: Stream::new(number, keep),
-            builder: Builder::new()?,
+            builder: Builder::new(dedup)?,
             max_taken: max_taken.clamp(1, MAX_TAKEN),
             taken: VecDeque::with_capacity(MAX_TAKEN),
             waiting,

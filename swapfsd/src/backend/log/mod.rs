@@ -271,10 +271,10 @@ impl Log {
         log.spawn("log-reserve", keep_reserve)?;
         for number in 0..layout.flushers {
             let share = buffer_chunks / 4 / layout.flushers;
-            let flusher = Flusher::new(number, layout.keep_segments, share)?;
+            let flusher = Flusher::new(number, layout.keep_segments, share, options.dedup)?;
             log.spawn("log-flush", move |store| flusher.run(store))?;
         }
-        let collector = Collector::new(layout.flushers)?;
+        let collector = Collector::new(layout.flushers, options.dedup)?;
         log.spawn("log-collect", move |store| collector.run(store))?;
         Ok(log)
     }
@@ -342,6 +342,8 @@ fn cost_of(entry: Entry) -> u64 {
     match entry.meaning() {
         Meaning::Object(object) => device_bytes(object.len),
         Meaning::SameFilled(_) => RECORD_LEN as u64,
+        // Until the slot is written again: nobody knows when its record is needed no more.
+        _ if entry.is_absent() && entry != Entry::ABSENT => RECORD_LEN as u64,
         _ => 0,
     }
 }

@@ -33,6 +33,11 @@ const MIDDLE: usize = MAX_PART_BYTES;
 pub(super) const LEAST_BYTES: u64 = 24 << 10;
 /// More records than fit with the smallest objects.
 pub(super) const MAX_RECORDS: usize = MAX_PART_BYTES / (RECORD_LEN + OBJECT_HEADER_LEN);
+/// Places of the table of known objects, and how many are looked at for one.
+const KNOWN_PLACES: usize = 16 << 10;
+const PROBES: usize = 8;
+/// 2^64 divided by the golden ratio (Fibonacci hashing, Knuth, volume 3).
+const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 /// So often a write is tried in one place before another one is looked for.
 const TRIES: u32 = 25;
 /// How long a stream waits after a write that failed.
@@ -62,6 +67,8 @@ enum PlannedWhat {
         len: u16,
         checksum: u32,
         at: u32,
+        /// Another record before this one has the same object.
+        rider: bool,
     },
     /// `changes` is what the slot's lock counted when this was so.
     SameFilled {
@@ -142,6 +149,9 @@ pub(super) struct Builder {
     payload_bytes: usize,
     capacity_bytes: usize,
     began: u64,
+    /// Where objects are found by what they hold, if identical ones are written once: a hash table
+    /// of numbers of records, from 1.
+    known: Option<Box<[u16]>>,
 }
 
 /// Why a part can't be begun or written just now.
@@ -154,11 +164,12 @@ pub(super) enum Blocked {
 }
 
 impl Builder {
-    /// An empty one, with all memory that it will use.
+    /// An empty one, with all memory that it will use. `dedup`: identical objects are put into a
+    /// part once.
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new() -> io::Result<Builder> {
+    pub(super) fn new(dedup: bool) -> io::Result<Builder> {
         let memory = Mapping::new(2 * MAX_PART_BYTES, true)?;
         let nothing = Planned {
             sequence: 0,
@@ -168,7 +179,8 @@ impl Builder {
         };
         let mut records = vec![nothing; MAX_RECORDS + 1];
         records.clear();
-        Ok(Builder { memory, records, payload_bytes: 0, capacity_bytes: 0, began: 0 })
+        let known = dedup.then(|| vec![0; KNOWN_PLACES].into());
+        Ok(Builder { memory, records, payload_bytes: 0, capacity_bytes: 0, began: 0, known })
     }
 
     #[expect(clippy::mut_from_ref, reason = "the caller has the builder for itself")]
@@ -210,13 +222,46 @@ impl Builder {
         object: &Object,
         stored: &[u8],
     ) {
-        let at = self.payload_bytes;
-        self.bytes(MIDDLE + at..MIDDLE + at + stored.len()).copy_from_slice(stored);
-        self.payload_bytes += stored.len();
         let checksum = u32::from_le_bytes([stored[0], stored[1], stored[2], stored[3]]);
+        let same = self.find(object, checksum, stored);
+        let at = same.unwrap_or(self.payload_bytes as u32);
+        if same.is_none() {
+            let end = MIDDLE + self.payload_bytes;
+            self.bytes(end..end + stored.len()).copy_from_slice(stored);
+            self.payload_bytes += stored.len();
+        }
         let (encoding, len) = (object.encoding, object.len as u16);
-        let what = PlannedWhat::Object { expected, encoding, len, checksum, at: at as u32 };
+        let rider = same.is_some();
+        let what = PlannedWhat::Object { expected, encoding, len, checksum, at, rider };
         self.records.push(Planned { sequence, slot, what, source });
+    }
+
+    /// Where in the payload these bytes are already; else they are known by the next record's
+    /// number from now on. Encoding is deterministic, so identical pages have identical bytes; the
+    /// checksum finds them, and then they are compared: a collision costs that and nothing else.
+    fn find(&mut self, object: &Object, checksum: u32, stored: &[u8]) -> Option<u32> {
+        let mut known = self.known.take()?;
+        let key = (u64::from(checksum) | (object.len as u64) << 32).wrapping_mul(HASH_FACTOR);
+        let first = (key >> 48) as usize % KNOWN_PLACES;
+        let mut found = None;
+        for place in first..first + PROBES {
+            let number = &mut known[place % KNOWN_PLACES];
+            let Some(index) = usize::from(*number).checked_sub(1) else {
+                // Few parts have more records than that, and only of the smallest objects.
+                *number = u16::try_from(self.records.len() + 1).unwrap_or(0);
+                break;
+            };
+            if let Some(Planned { what: PlannedWhat::Object { encoding, len, at, .. }, .. }) =
+                self.records.get(index)
+                && (*encoding, usize::from(*len)) == (object.encoding, object.len)
+                && self.bytes(MIDDLE + *at as usize..MIDDLE + *at as usize + stored.len()) == stored
+            {
+                found = Some(*at);
+                break;
+            }
+        }
+        self.known = Some(known);
+        found
     }
 
     /// Adds a record of a same-filled page, as of when the slot's lock had counted `changes`.
@@ -276,6 +321,9 @@ impl Builder {
             done(planned.source);
         }
         self.records.clear();
+        if let Some(known) = &mut self.known {
+            known.fill(0);
+        }
         self.payload_bytes = 0;
         self.capacity_bytes = 0;
         Ok(())
@@ -423,19 +471,23 @@ impl Planned {
 fn publish(store: &Store, planned: &Planned, place: Place) {
     let slot = u64::from(planned.slot);
     match planned.what {
-        PlannedWhat::Object { expected, encoding, len, at, .. } => {
+        PlannedWhat::Object { expected, encoding, len, at, rider, .. } => {
             let offset = u64::from(place.segment) * store.segments.area.segment_bytes
                 + u64::from(place.payload_at + at);
             let location = DEVICE_START + offset as Location;
-            let new = Entry::object(Object { encoding, location, len: usize::from(len) });
-            let cost = device_bytes(usize::from(len));
+            let len = usize::from(len);
+            let object = Object { encoding, location, len };
+            let new = if rider { Entry::shared_object(object) } else { Entry::object(object) };
             // Counted before it can die.
-            store.segments.add_live(place.segment, cost);
+            store.segments.add_object(place.segment, len, rider);
             if store.replace(slot, expected, new) {
                 crash::pass(Point::LogPublished);
+                if expected.is_shared() != rider {
+                    store.counters.replaced(expected, new);
+                }
                 store.release(expected);
             } else {
-                store.segments.sub_live(place.segment, cost);
+                store.segments.sub_object(place.segment, len, rider);
             }
         }
         PlannedWhat::SameFilled { word, changes } => {

@@ -223,9 +223,18 @@ impl<'a> Reading<'a> {
                     }
                     // Known before its objects are: of two that are the same, the younger counts.
                     self.store.segments.adopt(segment, State::Used, header.filling, 0);
+                    let mut greatest = None;
                     for record in swapfs_format::log::records(bytes, header).flatten() {
-                        plain += u64::from(!matches!(record.content, Content::Object { .. }));
-                        if let Err(error) = self.believe(segment, &record) {
+                        let mut rider = false;
+                        match record.content {
+                            // Not behind all before it: it was there already.
+                            Content::Object { offset, .. } => {
+                                rider = Some(offset) <= greatest;
+                                greatest = greatest.max(Some(offset));
+                            }
+                            _ => plain += 1,
+                        }
+                        if let Err(error) = self.believe(segment, &record, rider) {
                             self.failed = Some(error);
                         }
                     }
@@ -261,7 +270,8 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    fn believe(&mut self, segment: u32, record: &Record) -> io::Result<()> {
+    /// `rider`: the object is also that of a record before this one.
+    fn believe(&mut self, segment: u32, record: &Record, rider: bool) -> io::Result<()> {
         self.last_write = self.last_write.max(record.sequence);
         let first = u64::from(record.slot);
         let slot_count = self.store.table.slot_count();
@@ -276,7 +286,8 @@ impl<'a> Reading<'a> {
                 }
                 let offset = u64::from(segment) * self.area().segment_bytes + u64::from(offset);
                 let location = DEVICE_START + offset;
-                (1, Entry::object(Object { encoding, location, len: usize::from(len) }))
+                let object = Object { encoding, location, len: usize::from(len) };
+                (1, if rider { Entry::shared_object(object) } else { Entry::object(object) })
             }
         };
         for slot in first..(first + count).min(slot_count) {

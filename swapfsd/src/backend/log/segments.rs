@@ -9,6 +9,7 @@
 //! ([`crate::held`]), with the two numbers that everything on the device is ordered by. How much of
 //! a segment lives is counted again from the slot table after a kill.
 
+use super::part::device_bytes;
 use super::scan::LogArea;
 use crate::held::Held;
 use crate::sync::{Condvar, Mutex};
@@ -18,11 +19,12 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use swapfs_format::PAGE_LEN;
+use swapfs_format::log::{OBJECT_HEADER_LEN, RECORD_LEN};
 
 /// The region of this file.
 const LOG_REGION: usize = 3;
 /// The last byte is the version of what lies in the region.
-const MAGIC: u64 = u64::from_le_bytes(*b"logkept\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"logkept\x02");
 /// Streams of parts that can be written side by side.
 pub(super) const MAX_STREAMS: usize = 8;
 
@@ -92,6 +94,8 @@ pub(super) struct Words {
     stale: AtomicU64,
     /// Records of words and discards in it; how many of them still count nobody knows.
     plain: AtomicU64,
+    /// Entries that name an object of the segment which counts for another one.
+    riders: AtomicU64,
 }
 
 /// A segment was never written: nothing stale is in it.
@@ -102,6 +106,10 @@ struct Free {
     /// First in, first out: all segments are written equally often.
     segments: VecDeque<u32>,
     waiting: usize,
+}
+
+fn live_bytes_of(len: usize, rider: bool) -> u64 {
+    if rider { RECORD_LEN as u64 } else { device_bytes(len) }
 }
 
 /// The segments.
@@ -216,16 +224,43 @@ impl Segments {
     }
 
     /// Bytes of a segment are a live object from now on.
-    pub(super) fn add_live(&self, segment: u32, bytes: u64) {
+    fn add_live(&self, segment: u32, bytes: u64) {
         self.words(segment).info.fetch_add(bytes, Ordering::AcqRel);
         self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// They are dead.
-    pub(super) fn sub_live(&self, segment: u32, bytes: u64) {
+    fn sub_live(&self, segment: u32, bytes: u64) {
         let before = self.words(segment).info.fetch_sub(bytes, Ordering::AcqRel);
         debug_assert!(before & LIVE_MASK >= bytes);
         self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// An entry names an object of `len` encoded bytes in the segment. That of a page identical to
+    /// another one of its part is a *rider*: only its record counts, the object counts for the
+    /// other.
+    pub(super) fn add_object(&self, segment: u32, len: usize, rider: bool) {
+        if rider {
+            self.words(segment).riders.fetch_add(1, Ordering::Relaxed);
+        }
+        self.add_live(segment, live_bytes_of(len, rider));
+    }
+
+    /// It does not any more.
+    pub(super) fn sub_object(&self, segment: u32, len: usize, rider: bool) {
+        self.sub_live(segment, live_bytes_of(len, rider));
+        if rider {
+            self.words(segment).riders.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What lives in the segment at most: an object's rider may be all that is left to name it.
+    pub(super) fn most_live_bytes(&self, segment: u32) -> u64 {
+        let words = self.words(segment);
+        let live = words.info.load(Ordering::Acquire) & LIVE_MASK;
+        let riders = words.riders.load(Ordering::Relaxed);
+        let most = live + riders * (OBJECT_HEADER_LEN + PAGE_LEN) as u64;
+        most.min(live.max(self.area.segment_bytes))
     }
 
     pub(super) fn live_bytes(&self) -> u64 {
@@ -420,6 +455,7 @@ impl Segments {
                 state => state,
             };
             self.set_state(segment, state);
+            self.words(segment).riders.store(0, Ordering::Relaxed);
         }
     }
 
@@ -439,4 +475,4 @@ impl Segments {
     }
 }
 
-const _: () = assert!(size_of::<Header>() <= PAGE_LEN && size_of::<Words>() == 40);
+const _: () = assert!(size_of::<Header>() <= PAGE_LEN && size_of::<Words>() == 48);

@@ -140,7 +140,7 @@ impl Store {
             None => self.buffer.free(&object),
             Some(offset) => {
                 if let Some(segment) = self.segments.segment_of(offset) {
-                    self.segments.sub_live(segment, device_bytes(object.len));
+                    self.segments.sub_object(segment, object.len, old.is_shared());
                 }
             }
         }
@@ -173,6 +173,8 @@ impl Store {
                 let old = Entry(cell.swap(Entry::DISCARDED.0, Ordering::AcqRel));
                 drop(alone);
                 crash::pass(Point::LogDiscarding);
+                // It can't be refused.
+                self.accounted_bytes.fetch_add(cost_of(Entry::DISCARDED), Ordering::Relaxed);
                 self.forget(old, Entry::DISCARDED);
             });
             // Last, so that no record of what was discarded has a greater number.

@@ -305,3 +305,32 @@ fn of_two_copies_the_one_that_checks_counts() {
     println!("slot 7, flushed long ago: {outcome:?}, right: {}", page == page_of(702));
     assert!(outcome.is_ok() && page == page_of(702));
 }
+
+/// Single slots are written and discarded again and again beside pages that stay. Old records of
+/// discards were all moved for as long as the slot's newer page was in the buffer, and filled the
+/// device.
+#[test]
+fn records_of_discards_do_not_pile_up() {
+    let (area, slots) = (area(40), 4000);
+    let log = open(Arc::new(Gate::new(&area)), area, slots, &OPTIONS);
+    let mut random = Random(5);
+    let keys: Vec<u64> = (0..60).map(|_| raw_key(&mut random)).collect();
+    for (slot, &key) in (0..).zip(&keys) {
+        log.write(slot, &page_of(key)).unwrap();
+    }
+    log.flush().unwrap();
+    for _ in 0..400 {
+        for slot in 1000..1500 {
+            log.write(slot, &page_of(3)).unwrap();
+            log.discard(slot, 1).unwrap();
+        }
+        log.flush().unwrap();
+    }
+    stats(&log);
+    check_counts(&log);
+    let mut page = vec![0; PAGE_LEN];
+    for (slot, &key) in (0..).zip(&keys) {
+        log.read(slot, &mut page).unwrap();
+        assert!(page == page_of(key), "slot {slot}");
+    }
+}
