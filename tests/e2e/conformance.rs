@@ -91,7 +91,7 @@ fn log() {
 #[test]
 fn log_with_zstd_and_no_patience() {
     // Next to nothing dies in the buffer, and segments are collected all the time.
-    run("log, written at once", "log", "buffer=4M,deadline-ms=10,algo=zstd:1,discard=on");
+    run("log, written at once", "log", "buffer=4M,deadline-ms=10,algo=zstd:1,discard=on,dedup=on");
 }
 
 #[test]

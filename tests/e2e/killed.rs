@@ -249,7 +249,7 @@ fn log() {
     run(&Scenario {
         name: "log",
         back_end: "log",
-        options: "buffer=4M,deadline-ms=10",
+        options: "buffer=4M,deadline-ms=10,dedup=on",
         log_segments: Some(42),
         durable: true,
         // And two of the memory that it shares with zmem.

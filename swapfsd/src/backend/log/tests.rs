@@ -188,6 +188,46 @@ fn pages_come_back_through_buffer_device_and_collection() {
     check_counts(&log);
 }
 
+/// Pages that are alike, with `dedup` on, and then, on what that has left, off.
+#[test]
+fn identical_pages_of_a_part_are_written_once() {
+    let (area, slots) = (area(64), 400);
+    let device = Arc::new(Memory::new(&area));
+    let (mut model, mut random) = (Model(vec![None; slots as usize]), Random(41));
+    let mut written = 0;
+    for round in 0..12 {
+        let dedup = round % 3 < 2;
+        let options = LogOptions { dedup, ..OPTIONS };
+        let log = open(device.clone(), area, slots, &options);
+        model.check(&log);
+        check_counts(&log);
+        // Without it, what was shared is written again as pages of their own when it moves.
+        let shared = number(&log, "dedup_shared_pages");
+        for slot in 0..slots {
+            if random.below(8) > 0 {
+                let key = 2 + 5 * random.below(6);
+                log.write(slot, &page_of(key)).unwrap();
+                model.0[slot as usize] = Some(key);
+            }
+        }
+        match round % 2 {
+            0 => log.close().unwrap(),
+            _ => log.flush().unwrap(),
+        }
+        let after = number(&log, "dedup_shared_pages");
+        match dedup {
+            true => assert!(after > 250, "{after} of 400 are shared"),
+            false => assert!(after <= shared),
+        }
+        if round == 0 {
+            written = number(&log, "device_written_bytes");
+        }
+        model.check(&log);
+        drop(log);
+    }
+    assert!(written < slots * PAGE_LEN as u64 / 2, "{written} bytes of 400 pages");
+}
+
 /// What is derived while it runs is what a count of the table says.
 fn check_counts(log: &Log) {
     log.flush().unwrap();

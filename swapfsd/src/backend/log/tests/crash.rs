@@ -76,7 +76,14 @@ enum Event {
     Flushed { at: usize },
 }
 
-fn work(log: &Log, device: &Recorded, random: &mut Random, slots: u64, steps: u64) -> Vec<Event> {
+/// `alike`: most pages are one of a few.
+fn work(
+    log: &Log,
+    device: &Recorded,
+    random: &mut Random,
+    (slots, steps): (u64, u64),
+    alike: bool,
+) -> Vec<Event> {
     let mut events = vec![Event::Flushed { at: device.count() }];
     for _ in 0..steps {
         // A few slots are written all the time, others hardly ever.
@@ -95,7 +102,8 @@ fn work(log: &Log, device: &Recorded, random: &mut Random, slots: u64, steps: u6
             }
             5 => std::thread::sleep(Duration::from_millis(12)),
             _ => {
-                let key = random.next();
+                let few = alike && random.below(3) > 0;
+                let key = if few { 2 + 5 * random.below(9) } else { random.next() };
                 events.push(Event::Set { at, slot: slot as usize, key: Some(key) });
                 log.write(slot, &page_of(key)).unwrap();
             }
@@ -156,14 +164,16 @@ fn allowed(events: &[Event], slot: usize, at: usize) -> Vec<Option<u64>> {
     allowed
 }
 
-fn fail_at_every_operation(seed: u64, steps: u64, step_by: usize) {
-    println!("seed {seed}");
+fn fail_at_every_operation(seed: u64, steps: u64, step_by: usize, dedup: bool) {
+    println!("seed {seed}, dedup {dedup}");
     let (area, slots) = (area(44), 240);
     let mut random = Random(seed);
     let device = Arc::new(Recorded { live: Memory::new(&area), done: Mutex::default() });
-    let log = open(device.clone(), area, slots, &OPTIONS);
-    let events = work(&log, &device, &mut random, slots, steps);
+    let options = LogOptions { dedup, ..OPTIONS };
+    let log = open(device.clone(), area, slots, &options);
+    let events = work(&log, &device, &mut random, (slots, steps), dedup);
     assert!(number(&log, "gc_victims") > 5);
+    assert_eq!(number(&log, "dedup_shared_pages") > 0, dedup);
     let not_saved = number(&log, "gc_not_saved_pages");
     drop(log);
     if not_saved > 0 {
@@ -192,7 +202,7 @@ fn fail_at_every_operation(seed: u64, steps: u64, step_by: usize) {
             continue;
         }
         let image = after_failure(&durable, &done, at + 1, &mut random);
-        let again = open(Arc::new(Memory(Mutex::new(image))), area, slots, &OPTIONS);
+        let again = open(Arc::new(Memory(Mutex::new(image))), area, slots, &options);
         let mut page = vec![0; PAGE_LEN];
         for slot in 0..slots as usize {
             let allowed = allowed(&events, slot, at + 1);
@@ -259,9 +269,8 @@ fn what_was_flushed_survives_a_power_failure_at_every_operation() {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         now.map_or(1, |since| since.as_nanos() as u64 | 1)
     });
-    for round in 0..1 {
-        fail_at_every_operation(seed.wrapping_add(round * 1000), 2400, 3);
-    }
+    fail_at_every_operation(seed, 1800, 3, false);
+    fail_at_every_operation(seed, 3600, 3, true);
 }
 
 /// What the device has after a clean stop is all of it, and so it is without the checkpoint.
