@@ -127,8 +127,13 @@ fn fio_verify(type_name: &str, options: &str) {
         return;
     }
     let folder = folder();
+    let trace = folder.path().join("trace");
+    let mut options = options.to_owned();
+    if type_name == "log" {
+        options.push_str(&format!(",trace={}", trace.display()));
+    }
     let mounted =
-        Mounted::new(&programs(), folder.path(), &["-t", type_name, "-s", "64M"], options);
+        Mounted::new(&programs(), folder.path(), &["-t", type_name, "-s", "64M"], &options);
     let device = LoopDevice::attach(&mounted.swap_file());
     for (block, depth) in [("4k", 32), ("32k", 8), ("512k", 8), ("1m", 4)] {
         let output = Command::new("timeout")
@@ -155,9 +160,22 @@ fn fio_verify(type_name: &str, options: &str) {
         // Write data lies page-aligned in fuser's buffer (sys/alloc.rs), and goes out as it is.
         assert_eq!(stats["backend"]["copied_writes"], 0);
     }
-    assert!(type_name != "log" || stats["backend"]["segments_freed"] != 0, "not collected");
     drop(device);
+    if type_name != "log" {
+        mounted.unmount();
+        return;
+    }
+    assert!(stats["backend"]["segments_freed"] != 0, "not collected");
+    let written_bytes = stats["backend"]["device_written_bytes"].as_u64().unwrap();
     mounted.unmount();
+    let summary =
+        programs().succeed("swapfs", &["trace".as_ref(), trace.as_os_str(), "--json".as_ref()]);
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    // All but the one with the anchors, two pages that are written in turn.
+    let segments = |what: &str| summary["segments"][what].as_u64().unwrap();
+    assert_eq!(segments("front_to_back") + 1, segments("written"), "{summary}");
+    assert_eq!(summary["aligned_write_share"], 1.0, "{summary}");
+    assert!(summary["bytes"]["write"].as_u64().unwrap() >= written_bytes, "{summary}");
 }
 
 #[test]

@@ -13,9 +13,9 @@ free_kib() {
 
 # The kernel gives rings and locked pages back a little later than the process ends (seen: 28 MiB on
 # a busy host): the most that is free in a few looks, or as much as is asked for.
-settled_free_kib() { # ENOUGH_KIB
+settled_free_kib() { # ENOUGH_KIB LOOKS
     local most=0 now
-    for _ in $(seq 10); do
+    for _ in $(seq "$2"); do
         now="$(free_kib)"
         [ "$now" -le "$most" ] || most="$now"
         [ "$most" -lt "$1" ] || break
@@ -34,7 +34,7 @@ once() {
 # The first ones fill the kernel's caches of slab pages, per-CPU lists and the like.
 step "warm up"
 for round in 1 2 3; do once; done
-before_kib="$(settled_free_kib 99999999)"
+before_kib="$(settled_free_kib 99999999 8)"
 rounds=0
 for round in $(seq 12); do
     step "round $round"
@@ -42,10 +42,10 @@ for round in $(seq 12); do
     left="$(settled_leftovers)"
     [ -z "$left" ] || break
     rounds=$round
-    [ $((round % 5)) != 0 ] || echo "free after round $round: $(settled_free_kib "$before_kib") KiB of $before_kib"
+    [ $((round % 5)) != 0 ] || echo "free after round $round: $(settled_free_kib "$before_kib" 10) KiB of $before_kib"
 done
 check "12 rounds of up, swap, down ($rounds done)" [ "$rounds" = 12 ]
 check_nothing_left "at the end"
 # A lost page table or ring of one round would be 12 times as much: 600 KiB a round is noise.
-after_kib="$(settled_free_kib "$before_kib")"
+after_kib="$(settled_free_kib "$before_kib" 60)"
 check "free memory: $before_kib KiB before, $after_kib KiB after" [ $((before_kib - after_kib)) -lt 8192 ]

@@ -1,24 +1,24 @@
-# guest: --memory 400 --disk 256M --timeout 600 --allow (Write-error.on.swap-device|Killed.process|oom-kill|page.allocation.failure)
+# guest: --memory 448 --disk 256M --timeout 600 --allow (Write-error.on.swap-device|Killed.process|oom-kill|page.allocation.failure)
 # Compressed memory and nothing else to swap to: a workload larger than the machine's memory, in
 # several processes, then one that does not fit at any price.
 #
 # SWAPFS_LONG=1: more memory.
 . "${0%/*}/lib/guest.sh"
 
-megabytes=390
+megabytes=420
 passes=0
-beyond_mb=470
+beyond_mb=500
 if [ "${SWAPFS_LONG:-}" = 1 ]; then
-    megabytes=440
+    megabytes=490
     passes=1
-    beyond_mb=550
+    beyond_mb=600
 fi
 
 make_ext4 /dev/vda /mnt/data
 image=/mnt/data/zmem.img
 
-step "$megabytes MiB in a machine of 400, three quarters of it compressible"
-swapfs up "$image" --size 2G --priority 10 -o limit=230M
+step "$megabytes MiB in a machine of 448, three quarters of it compressible"
+swapfs up "$image" --size 2G --priority 10 -o limit=260M
 mount="$(mount_of "$image")"
 wait_for "standby" has_standby "$mount"
 daemon="$(daemon_ids "$mount")"

@@ -107,7 +107,9 @@ impl Store {
     fn charge(&self, old: Entry, cost: u64) -> Option<Charge<'_>> {
         let before = self.accounted_bytes.fetch_add(cost, Ordering::Relaxed);
         let charge = Charge { store: self, cost };
-        (before + cost <= self.layout.usable_bytes + cost_of(old)).then_some(charge)
+        let shunned = self.shunned_bytes.load(Ordering::Relaxed);
+        let usable = self.layout.usable_bytes.saturating_sub(shunned) + cost_of(old);
+        (before + cost <= usable).then_some(charge)
     }
 
     /// Completes the record, makes `entry` the slot's, and frees what it was before.
