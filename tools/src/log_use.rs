@@ -1,5 +1,6 @@
 //! How a log stands, as a person would want to know it.
 
+use crate::savings::write_refused;
 use crate::stats::Stats;
 use std::fmt;
 use swapfs_format::size::human;
@@ -36,7 +37,7 @@ impl LogUse {
             stored_bytes: number("orig_data_size_bytes")?,
             taken_bytes,
             usable_bytes: number("usable_bytes")?,
-            buffered_bytes: taken_bytes.saturating_sub(number("device_live_bytes")?),
+            buffered_bytes: number("buffer_live_bytes")?.min(taken_bytes),
             segments,
             accepted_bytes: number("accepted_bytes")?,
             written_bytes: number("device_written_bytes")?,
@@ -68,10 +69,7 @@ impl fmt::Display for LogUse {
                 self.written_bytes as f64 / self.accepted_bytes.max(1) as f64
             )?;
         }
-        match self.refused_writes {
-            0 => Ok(()),
-            count => write!(f, "; {count} writes refused for want of room"),
-        }
+        write_refused(self.refused_writes, f)
     }
 }
 
@@ -85,7 +83,7 @@ mod tests {
         assert_eq!(LogUse::of(&stats), None);
         stats.backend = serde_json::json!({
             "orig_data_size_bytes": 8 << 20, "compr_data_size_bytes": 4 << 20,
-            "usable_bytes": 100 << 20, "device_live_bytes": 3 << 20, "segments_total": 60,
+            "usable_bytes": 100 << 20, "buffer_live_bytes": 1 << 20, "segments_total": 60,
             "segments_free": 50, "accepted_bytes": 10 << 20, "device_written_bytes": 12 << 20,
             "refused_writes": 2
         });

@@ -72,7 +72,7 @@ impl fmt::Display for Savings {
             // Memory is taken by the segment: of a few pages there is nothing to say.
             let stored = human(self.stored_bytes);
             write!(f, "{stored} of pages stored, {} allowed", human(self.limit_bytes))?;
-            return self.write_refused(f);
+            return write_refused(self.refused_writes, f);
         }
         write!(
             f,
@@ -96,16 +96,15 @@ impl fmt::Display for Savings {
             let counts = self.reads.iter().zip(READS).map(|(&count, (_, name))| (count, name));
             write!(f, "; {read} pages read: {}", shares(counts, read))?;
         }
-        self.write_refused(f)
+        write_refused(self.refused_writes, f)
     }
 }
 
-impl Savings {
-    fn write_refused(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.refused_writes {
-            0 => Ok(()),
-            count => write!(f, "; {count} writes refused for want of room"),
-        }
+/// Goes on with how many writes were refused, if any were.
+pub(crate) fn write_refused(count: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match count {
+        0 => Ok(()),
+        count => write!(f, "; {count} writes refused for want of room"),
     }
 }
 

@@ -1,12 +1,10 @@
 //! What is counted, in zram's names where zram has the number.
 
 use super::Store;
+use crate::backend::objects::counts::Counts;
 use crate::backend::objects::entry::{Entry, Meaning};
-use crate::backend::objects::seat;
 use crate::codec::Encoding;
-use std::sync::atomic::{AtomicI64, Ordering};
-
-const SHARDS: usize = 8;
+use std::sync::atomic::Ordering;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,20 +51,9 @@ pub(super) enum Field {
 const FIELDS: usize = Field::Count as usize;
 const OF_ENTRIES: usize = 6;
 
-#[derive(Debug)]
-#[repr(align(128))]
-struct Shard([AtomicI64; FIELDS]);
-
-/// The counters, in a few shards so that threads do not take turns for one line of the cache.
-#[derive(Debug)]
-pub(super) struct Counters(Box<[Shard]>);
-
-impl Default for Counters {
-    fn default() -> Counters {
-        let shard = |_| Shard(std::array::from_fn(|_| AtomicI64::new(0)));
-        Counters((0..SHARDS).map(shard).collect())
-    }
-}
+/// The counters.
+#[derive(Debug, Default)]
+pub(super) struct Counters(Counts<FIELDS>);
 
 fn kind_of(entry: Entry) -> Option<Field> {
     match entry.meaning() {
@@ -82,7 +69,7 @@ fn kind_of(entry: Entry) -> Option<Field> {
 
 impl Counters {
     fn change(&self, field: Field, by: i64) {
-        self.0[seat() % SHARDS].0[field as usize].fetch_add(by, Ordering::Relaxed);
+        self.0.add(field as usize, by);
     }
 
     pub(super) fn add(&self, field: Field, count: u64) {
@@ -91,9 +78,7 @@ impl Counters {
 
     /// The sum over all shards. While threads count, it may be a few off.
     pub(super) fn sum(&self, field: Field) -> u64 {
-        let at = field as usize;
-        let sum: i64 = self.0.iter().map(|shard| shard.0[at].load(Ordering::Relaxed)).sum();
-        sum.max(0) as u64
+        self.0.sum(field as usize)
     }
 
     /// A slot's entry was `old` and is `new` now.
@@ -116,9 +101,7 @@ impl Counters {
 
     /// Forgets what follows from the table; [`Counters::found`] says it again.
     pub(super) fn begin_count(&self) {
-        for shard in &self.0 {
-            shard.0[..OF_ENTRIES].iter().for_each(|count| count.store(0, Ordering::Relaxed));
-        }
+        self.0.clear(0..OF_ENTRIES);
     }
 
     /// The table has this entry.

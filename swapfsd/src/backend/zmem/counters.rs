@@ -1,15 +1,10 @@
 //! What is counted, in zram's names where zram has the number (Documentation/admin-guide/blockdev/zram.rst).
-//!
-//! Counters are kept in a few shards, each in cache lines of its own, so that threads that write
-//! do not take turns for one line; they are summed when they are asked for.
 
 use super::Store;
 use super::entry::{Entry, Meaning};
-use super::seat;
+use crate::backend::objects::counts::Counts;
 use crate::codec::Encoding;
-use std::sync::atomic::{AtomicI64, Ordering};
 
-const SHARDS: usize = 8;
 /// Steps of the histogram of compressed sizes, 256 bytes each.
 const SIZE_STEPS: usize = 16;
 
@@ -53,28 +48,13 @@ fn is_of_entries(index: usize) -> bool {
 
 const FIELDS: usize = Field::Size0 as usize + SIZE_STEPS;
 
-#[derive(Debug)]
-#[repr(align(128))]
-struct Shard([AtomicI64; FIELDS]);
-
 /// The counters.
-#[derive(Debug)]
-pub(super) struct Counters(Box<[Shard]>);
-
-impl Default for Counters {
-    fn default() -> Counters {
-        let shard = |_| Shard(std::array::from_fn(|_| AtomicI64::new(0)));
-        Counters((0..SHARDS).map(shard).collect())
-    }
-}
+#[derive(Debug, Default)]
+pub(super) struct Counters(Counts<FIELDS>);
 
 impl Counters {
-    fn shard(&self) -> &[AtomicI64; FIELDS] {
-        &self.0[seat() % SHARDS].0
-    }
-
     pub(super) fn add(&self, field: Field, count: i64) {
-        self.shard()[field as usize].fetch_add(count, Ordering::Relaxed);
+        self.0.add(field as usize, count);
     }
 
     /// The sum over all shards. While threads count, it may be a few off.
@@ -83,8 +63,7 @@ impl Counters {
     }
 
     fn sum_at(&self, index: usize) -> u64 {
-        let sum: i64 = self.0.iter().map(|shard| shard.0[index].load(Ordering::Relaxed)).sum();
-        sum.max(0) as u64
+        self.0.sum(index)
     }
 
     /// A slot's entry was `old` and is `new` now.
@@ -94,20 +73,15 @@ impl Counters {
     }
 
     fn count_entry(&self, entry: Entry, sign: i64) {
-        let shard = self.shard();
-        for_each_count(entry.meaning(), |index, count| {
-            shard[index].fetch_add(sign * count, Ordering::Relaxed);
-        });
+        for_each_count(entry.meaning(), |index, count| self.0.add(index, sign * count));
     }
 
     /// What a predecessor's table says, in place of what was counted.
     pub(super) fn adopt(&self, tally: &Tally) {
         for (index, &count) in tally.0.iter().enumerate() {
             if is_of_entries(index) {
-                for shard in &self.0 {
-                    shard.0[index].store(0, Ordering::Relaxed);
-                }
-                self.shard()[index].store(count, Ordering::Relaxed);
+                self.0.clear(index..index + 1);
+                self.0.add(index, count);
             }
         }
     }

@@ -35,7 +35,7 @@ mod derived;
 mod pool;
 mod recompress;
 
-use super::objects::{Slots, WritePages, arena, entry, fanout, fill, kept, lock_any, seat, table};
+use super::objects::{Slots, WritePages, arena, entry, fanout, fill, kept, lock_any, table};
 use super::{AtStart, Backend};
 use crate::codec::{self, Decoder, Encoded, Encoder, Encoding};
 use crate::crash::{self, Point};
