@@ -214,9 +214,15 @@ impl Link {
     /// What recvmsg(2) answers.
     pub fn next(&self) -> io::Result<Option<Packet>> {
         let mut bytes = [0; PACKET_BYTES];
-        let received = match passing::receive(self.0.as_fd(), &mut bytes) {
-            // The other side ended with packets of ours unread.
-            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => return Ok(None),
+        let reset = |error: &io::Error| error.raw_os_error() == Some(libc::ECONNRESET);
+        let mut received = passing::receive(self.0.as_fd(), &mut bytes);
+        if received.as_ref().is_err_and(reset) {
+            // The other side ended with packets of ours unread. That is said first, once: its own
+            // last words may be behind it.
+            received = passing::receive(self.0.as_fd(), &mut bytes);
+        }
+        let received = match received {
+            Err(error) if reset(&error) => return Ok(None),
             received => received?,
         };
         Ok((received.len > 0).then_some(Packet { bytes, received }))
@@ -252,6 +258,16 @@ mod tests {
         let packet = two.next().unwrap().unwrap();
         assert_eq!((packet.kind(), packet.payload()), (Some(Kind::Failed), &b"why"[..]));
         drop(one);
+        assert!(two.next().unwrap().is_none());
+    }
+
+    #[test]
+    fn last_words_arrive_though_ours_were_not_read() {
+        let (one, two) = Link::pair().unwrap();
+        two.say(Kind::TakeOver, &[]).unwrap();
+        one.say(Kind::Failed, b"why").unwrap();
+        drop(one);
+        assert_eq!(two.next().unwrap().unwrap().payload(), b"why");
         assert!(two.next().unwrap().is_none());
     }
 }

@@ -127,6 +127,8 @@ pub struct Supervisor {
     has_served: bool,
     /// A request of the kernel's may have been answered: from now on the volume is guarded.
     may_have_answered: bool,
+    /// Workers that died before anybody has served.
+    deaths_at_start: u32,
     /// A request to end that came while nobody served.
     pending_signal: Option<i32>,
     end: Option<End>,
@@ -161,6 +163,7 @@ impl Supervisor {
             standby_at_ns: 0,
             has_served: false,
             may_have_answered: false,
+            deaths_at_start: 0,
             pending_signal: None,
             end: None,
             failure: Text { bytes: [0; link::PACKET_BYTES], len: 0 },
@@ -479,6 +482,11 @@ impl Supervisor {
     /// The worker is the one that can unmount: it answers what the kernel may ask meanwhile.
     fn forward(&mut self, signal: i32) {
         if signal == libc::SIGHUP {
+            return;
+        }
+        if !self.has_served {
+            self.failure.set(b"told to end before it served");
+            self.end = Some(End::Failed);
             return;
         }
         match &self.serving {

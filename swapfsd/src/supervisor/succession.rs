@@ -8,6 +8,9 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
+/// A mount that nobody has served yet, and whose workers die one after the other, has failed.
+const TRIES_AT_START: u32 = 3;
+
 impl Supervisor {
     pub(super) fn look_for_death(&mut self) {
         if let Some(worker) = &self.serving
@@ -71,6 +74,13 @@ impl Supervisor {
         }
         self.parts.control.page().takeovers.fetch_add(1, Relaxed);
         let wait = self.backoff.after(ended, life);
+        if !self.has_served {
+            self.deaths_at_start += 1;
+            if self.deaths_at_start > TRIES_AT_START {
+                self.end = Some(End::Failed);
+                return;
+            }
+        }
         self.not_before_ns = now_ns + wait.as_nanos() as u64;
         if wait.is_zero() {
             // First of all: the kernel's log may be a slow serial line.
@@ -111,6 +121,11 @@ impl Supervisor {
                 Ok(worker) => next = Some(worker),
                 Err(error) => {
                     error!("starting a worker: {error}");
+                    if !self.has_served {
+                        self.failure.set(b"the worker died, and another one can't be started");
+                        self.end = Some(End::Failed);
+                        return;
+                    }
                     let retry = Duration::from_millis(100);
                     self.not_before_ns = spawn::boot_time_ns() + retry.as_nanos() as u64;
                     return;

@@ -19,7 +19,8 @@
 
 use super::Store;
 use super::counters::Field;
-use super::part::{Blocked, Builder, Clear, Stream, add_current, add_word, device_bytes};
+use super::durable::tag_of;
+use super::part::{self, Blocked, Builder, Clear, Stream, add_current, add_word, device_bytes};
 use super::scan;
 use super::segments::State;
 use crate::backend::objects::entry::{
@@ -140,6 +141,7 @@ impl Mover {
             store.counters.add(Field::Victims, 1);
             match self.empty(store, victim, oldest_stale, buffer) {
                 Ok(()) => {
+                    store.could_be_read(victim);
                     self.emptied.push(victim);
                     gained += 1;
                 }
@@ -168,7 +170,7 @@ impl Mover {
         let segments = &store.segments;
         let size = segments.area.segment_bytes;
         let now = segments.last_part() + 1;
-        let (mut best, mut oldest) = (None, None);
+        let (mut best, mut oldest, mut least) = (None, None, None);
         for segment in segments.area.segments() {
             let (state, live) = segments.segment(segment);
             if state != State::Used || store.is_shunned(segment) {
@@ -181,6 +183,10 @@ impl Mover {
             }
             // Only objects need room: the rest is left unsaved where there is none.
             if segments.most_live_bytes(segment) > room_bytes {
+                // Most of its riders' objects may be there once.
+                if live <= room_bytes && least.is_none_or(|(_, bytes)| live < bytes) {
+                    least = Some((segment, live));
+                }
                 continue;
             }
             let live = live + plain_bytes;
@@ -202,7 +208,9 @@ impl Mover {
             }
         }
         // The longer ago, the more of its words and discards are dead.
-        best.map(|(segment, _)| segment).or(oldest.map(|(segment, _)| segment))
+        best.map(|(segment, _)| segment)
+            .or(oldest.map(|(segment, _)| segment))
+            .or(least.map(|(segment, _)| segment))
     }
 
     /// Moves everything out of a victim that must not be lost with it, or puts it into the part in
@@ -274,6 +282,12 @@ impl Mover {
                 let stored = part.zip(range).and_then(|(part, range)| part.get(range));
                 let Some(stored) = stored else { return Err(Stopped::Unreadable) };
                 self.make_room(store, stored.len())?;
+                // Once, though several of its records may name the same object.
+                let place = record.slot as usize % SAVED_PLACES;
+                if self.saved[place] == record.slot + 1 {
+                    return Ok(());
+                }
+                self.saved[place] = record.slot + 1;
                 self.test(store, slot, &object, stored);
                 self.builder.push_object(key, entry, &object, stored);
                 store.counters.add(Field::CollectedBytes, device_bytes(object.len));
@@ -281,13 +295,10 @@ impl Mover {
             }
             // The newer page is in the buffer alone.
             _ if is_unwritten(entry) => self.save(store, record.slot)?,
-            (Meaning::SameFilled(word), Content::SameFilled(old)) if word == old => {
-                if !self.room_to_save(store, 0)? {
-                    return Ok(());
-                }
-                // It may be the one that counts, and so keeps its number.
-                let changes = u64::MAX;
-                self.builder.push_word(key, word, changes);
+            (Meaning::SameFilled(word), Content::SameFilled(old))
+                if word == old && entry.tag().is_none_or(|tag| tag == tag_of(victim)) =>
+            {
+                self.renew(store, record.slot, entry)?;
             }
             _ => {}
         }
@@ -313,7 +324,11 @@ impl Mover {
         store.table.for_each(first, end, |_, cell| {
             counts |= Entry(cell.load(Ordering::Acquire)) == Entry::discarded_by(sequence);
         });
+        if counts && count == 1 {
+            return self.renew(store, key.1, Entry::discarded_by(sequence));
+        }
         if counts {
+            // Its number stays: there may be newer records of some of its slots.
             if self.room_to_save(store, 0)? {
                 self.builder.push_discard(key, count as u32, Clear::Never);
             }
@@ -326,6 +341,22 @@ impl Mover {
             }
         });
         outcome
+    }
+
+    /// The record of a word or a discard that counts is written again, with a new number: so of
+    /// those that say the same, and there may be many, all others are dead.
+    fn renew(&mut self, store: &Store, slot: u32, entry: Entry) -> Result<(), Stopped> {
+        let place = slot as usize % SAVED_PLACES;
+        if self.saved[place] == slot + 1 || !self.room_to_save(store, 0)? {
+            return Ok(());
+        }
+        let same = |current: Entry| current == entry;
+        if part::add_again(store, &mut self.builder, (slot, 0), same) {
+            self.saved[place] = slot + 1;
+            return Ok(());
+        }
+        // It was changed meanwhile.
+        self.save(store, slot)
     }
 
     /// Puts a slot's page, which is in the buffer alone, into the part, whatever it is.
@@ -349,10 +380,14 @@ impl Mover {
                     // It was changed meanwhile.
                 }
                 _ if is_unwritten(entry) => {
-                    if self.room_to_save(store, 0)? && add_word(store, &mut self.builder, slot, 0) {
-                        self.saved[place] = slot + 1;
+                    if !self.room_to_save(store, 0)? {
+                        return Ok(());
                     }
-                    return Ok(());
+                    if add_word(store, &mut self.builder, slot, 0) {
+                        self.saved[place] = slot + 1;
+                        return Ok(());
+                    }
+                    // It is on the device by now, or something else that is in memory alone.
                 }
                 _ => return Ok(()),
             }

@@ -109,8 +109,8 @@ fn keep_word(store: &Store, slot: u64, word: u64) -> bool {
     let Some(cell) = store.table.cell_of(slot) else { return false };
     let entry = Entry(cell.load(Ordering::Relaxed));
     let lives = matches!(entry.meaning(), Meaning::SameFilled(named) if named == word);
-    if lives {
-        cell.store(entry.buffered().0, Ordering::Relaxed);
+    if lives && let Some(buffered) = Entry::same_filled_at(word, 0) {
+        cell.store(buffered.buffered().0, Ordering::Relaxed);
     }
     lives
 }

@@ -4,7 +4,7 @@ use super::buffer::Buffer;
 use super::counters::Field;
 use super::part::Clear;
 use super::{FAILING, LOOK, Store};
-use crate::backend::objects::entry::Entry;
+use crate::backend::objects::entry::{Entry, Meaning};
 use crate::control::InDevice;
 use crate::sync::Mutex;
 use crate::sys::file::Discarded;
@@ -12,14 +12,20 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+/// What an entry says of the segment that a word's record is in.
+pub(super) fn tag_of(segment: u32) -> u16 {
+    segment as u16
+}
+
 impl Store {
-    /// A device has the record of this word, as it was when the slot's lock had counted `changes`.
-    /// If nothing has changed since, the slot's entry says so from now on.
-    pub(super) fn unbuffer(&self, slot: u64, word: u64, changes: u64) {
+    /// A device has a record of this word in `segment`, as it was when the slot's lock had counted
+    /// `changes`. If nothing has changed since, the slot's entry says so from now on.
+    pub(super) fn unbuffer(&self, slot: u64, word: u64, changes: u64, segment: u32) {
         let Some(cell) = self.table.cell_of(slot) else { return };
-        let (entry, _) = Entry::same_filled(word);
+        let Some(entry) = Entry::same_filled_at(word, tag_of(segment)) else { return };
         let now = self.slots.of(slot).write();
-        if *now == changes && cell.load(Ordering::Acquire) == entry.buffered().0 {
+        let said = Entry(cell.load(Ordering::Acquire)).meaning();
+        if *now == changes && said == Meaning::SameFilled(word) {
             cell.store(entry.0, Ordering::Release);
         }
     }
@@ -34,7 +40,9 @@ impl Store {
             let now = self.slots.of(slot).write();
             let entry = Entry(cell.load(Ordering::Acquire));
             let sure = match clear {
-                Clear::IfUnchanged(changes) => *now == changes && entry.is_unknown_discard(),
+                Clear::IfUnchanged(changes) => {
+                    *now == changes && entry.is_absent() && entry != Entry::ABSENT
+                }
                 _ => entry == Entry::discarding(sequence),
             };
             if sure {

@@ -8,6 +8,7 @@ use super::Store;
 use super::buffer::{Buffer, Found, Queued, What};
 use super::part::{self, Added, Blocked, Builder, Stream, device_bytes};
 use crate::backend::objects::arena::SEGMENT_BYTES;
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -144,7 +145,8 @@ impl Flusher {
 
     /// Writes parts of what waits: full ones, and with `all` the last one too.
     fn write(&mut self, store: &Store, all: bool) {
-        self.waiting.sort_unstable_by_key(|(found, _)| (found.slot, found.sequence));
+        // The newest of a slot first: the older ones need not be written for a flush then.
+        self.waiting.sort_unstable_by_key(|(found, _)| (found.slot, Reverse(found.sequence)));
         let mut next = 0;
         let forced = store.buffer.forced();
         while next < self.waiting.len() {

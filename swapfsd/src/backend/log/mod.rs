@@ -170,8 +170,9 @@ struct Store {
     accounted_bytes: AtomicU64,
     /// Segments that could not be read or emptied: a bit for each.
     shunned: Box<[AtomicU64]>,
-    /// What is dead in them, and can't be had back.
-    shunned_bytes: AtomicU64,
+    /// What is dead in them, and can't be had back as long as they can't be read.
+    unreadable: Mutex<Vec<(u32, u64)>>,
+    unreadable_bytes: AtomicU64,
     /// Until it is active, the memory is a predecessor's and nothing is changed in it.
     active: Mutex<bool>,
     activated: Condvar,
@@ -258,7 +259,8 @@ impl Log {
             failing_since: Mutex::new(None),
             accounted_bytes: AtomicU64::new(0),
             shunned: (0..area.segment_count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            shunned_bytes: AtomicU64::new(0),
+            unreadable: Mutex::new(Vec::with_capacity(area.segment_count as usize)),
+            unreadable_bytes: AtomicU64::new(0),
             arena,
             kept,
             active: Mutex::new(false),
@@ -404,17 +406,30 @@ impl Store {
     /// The collector tries all segments again.
     fn forgive_all(&self) {
         self.shunned.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
-        self.shunned_bytes.store(0, Ordering::Relaxed);
     }
 
     /// The collector leaves the segment alone for a while.
     fn shun(&self, segment: u32) {
         let bit = 1 << (segment % 64);
-        if self.shunned[segment as usize / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-            let dead = self.layout.filled_bytes.saturating_sub(self.segments.segment(segment).1);
-            self.shunned_bytes.fetch_add(dead, Ordering::Relaxed);
+        self.shunned[segment as usize / 64].fetch_or(bit, Ordering::Relaxed);
+        let dead = self.layout.filled_bytes.saturating_sub(self.segments.segment(segment).1);
+        let mut unreadable = self.unreadable.lock();
+        if unreadable.iter().all(|&(known, _)| known != segment) {
+            // There is a place for each.
+            unreadable.push((segment, dead));
+            self.unreadable_bytes.fetch_add(dead, Ordering::Relaxed);
         }
         self.counters.add(Field::ShunnedSegments, 1);
+    }
+
+    /// A segment was read to its end.
+    fn could_be_read(&self, segment: u32) {
+        self.unreadable.lock().retain(|&(known, dead)| {
+            if known == segment {
+                self.unreadable_bytes.fetch_sub(dead, Ordering::Relaxed);
+            }
+            known != segment
+        });
     }
 
     /// A slot's object does not check.

@@ -207,6 +207,11 @@ impl Builder {
         self.records.is_empty()
     }
 
+    /// Whose record was put in last.
+    pub(super) fn last_slot(&self) -> Option<u32> {
+        self.records.last().map(|planned| planned.slot)
+    }
+
     /// Fits one more record, with `stored` bytes behind it?
     pub(super) fn fits(&self, stored: usize) -> bool {
         self.records.len() < MAX_RECORDS
@@ -492,7 +497,7 @@ fn publish(store: &Store, planned: &Planned, place: Place) {
         }
         PlannedWhat::SameFilled { word, changes } => {
             store.segments.add_plain(place.segment);
-            store.unbuffer(slot, word, changes);
+            store.unbuffer(slot, word, changes, place.segment);
             crash::pass(Point::LogPublished);
         }
         PlannedWhat::Discarded { count, clear } => {
@@ -526,6 +531,10 @@ pub(super) fn add_buffered(
     let added = add_own(store, builder, found, source);
     if added != Added::NotNeeded || !forced || matches!(found.what, What::Discarded(_)) {
         return added;
+    }
+    // The newest of a slot's records come first.
+    if builder.last_slot() == Some(found.slot) {
+        return Added::NotNeeded;
     }
     if !builder.fits(OBJECT_HEADER_LEN + PAGE_LEN) {
         return Added::NoRoom;
@@ -592,19 +601,34 @@ pub(super) fn add_current(store: &Store, builder: &mut Builder, slot: u32, sourc
 }
 
 /// If the slot's page is a word that no device has yet, or the slot was discarded and no device
-/// knows it, puts a record of that into a part. With a number of its own: what it says is so now,
+/// knows it, puts a record of that into a part.
+pub(super) fn add_word(store: &Store, builder: &mut Builder, slot: u32, source: u32) -> bool {
+    let unwritten = |entry: Entry| entry.is_buffered() || entry.is_unknown_discard();
+    add_again(store, builder, (slot, source), unwritten)
+}
+
+/// If the slot's page is a word, or the slot was discarded, and its entry is as `wanted`, puts a
+/// record of that into a part. With a number of its own: what it says is so now,
 /// whatever was written to the slot and overwritten since the word came. (Numbers are given under
 /// the slot's lock, so nothing that is not published yet can have a smaller one.)
-pub(super) fn add_word(store: &Store, builder: &mut Builder, slot: u32, source: u32) -> bool {
+pub(super) fn add_again(
+    store: &Store,
+    builder: &mut Builder,
+    (slot, source): (u32, u32),
+    wanted: impl Fn(Entry) -> bool,
+) -> bool {
     let changes = store.slots.of(u64::from(slot)).read();
     let entry = store.entry(u64::from(slot));
+    if !wanted(entry) {
+        return false;
+    }
     match entry.meaning() {
-        Meaning::SameFilled(word) if entry.is_buffered() => {
+        Meaning::SameFilled(word) => {
             let sequence = store.segments.next_write();
             builder.push_word((sequence, slot, source), word, *changes);
             true
         }
-        _ if entry.is_unknown_discard() => {
+        _ if entry.is_absent() && entry != Entry::ABSENT => {
             let sequence = store.segments.next_write();
             let clear = Clear::IfUnchanged(*changes);
             builder.push_discard((sequence, slot, source), 1, clear);

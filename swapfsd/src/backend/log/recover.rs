@@ -16,6 +16,7 @@
 
 use super::checkpoint;
 use super::derived;
+use super::durable::tag_of;
 use super::part::{LEAST_BYTES, make_empty};
 use super::scan::{self, Ending, LogArea, SegmentEnd};
 use super::segments::{NOTHING_STALE, State};
@@ -277,7 +278,10 @@ impl<'a> Reading<'a> {
         let slot_count = self.store.table.slot_count();
         let (count, entry) = match record.content {
             Content::Discarded(count) => (u64::from(count), Entry::discarded_by(record.sequence)),
-            Content::SameFilled(word) => (1, Entry::same_filled(word).0),
+            Content::SameFilled(word) => {
+                let entry = Entry::same_filled_at(word, tag_of(segment));
+                (1, entry.unwrap_or_else(|| Entry::same_filled(word).0))
+            }
             Content::Object { encoding, offset, len, .. } => {
                 let Some(encoding) = Encoding::from_number(encoding) else { return Ok(()) };
                 let end = u64::from(offset) + OBJECT_HEADER_LEN as u64 + u64::from(len);

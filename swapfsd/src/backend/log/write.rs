@@ -23,12 +23,12 @@ impl Store {
         };
         let Writer { encoder, open } = writer;
         let (encoding, bytes) = match encoder.encode(page) {
-            Encoded::SameFilled(word) => match Entry::same_filled(word) {
-                (entry, false) => {
+            Encoded::SameFilled(word) => match Entry::same_filled_at(word, 0) {
+                Some(entry) => {
                     return self.write_word(open, slot, word, entry).ok_or_else(no_space);
                 }
                 // The word has no place in the entry: a small object.
-                (_, true) => {
+                None => {
                     let bytes = entry::word_object(word);
                     return self
                         .write_object(open, slot, Encoding::Lz4, &bytes)
@@ -42,7 +42,7 @@ impl Store {
 
     fn write_word(&self, open: &mut OpenChunk, slot: u64, word: u64, entry: Entry) -> Option<()> {
         let current = self.entry(slot);
-        if current.is_same_as(entry) || current.is_same_as(entry.buffered()) {
+        if current.meaning() == Meaning::SameFilled(word) {
             return Some(());
         }
         let charge = self.charge(current, RECORD_LEN as u64)?;
@@ -107,9 +107,10 @@ impl Store {
     fn charge(&self, old: Entry, cost: u64) -> Option<Charge<'_>> {
         let before = self.accounted_bytes.fetch_add(cost, Ordering::Relaxed);
         let charge = Charge { store: self, cost };
-        let shunned = self.shunned_bytes.load(Ordering::Relaxed);
-        let usable = self.layout.usable_bytes.saturating_sub(shunned) + cost_of(old);
-        (before + cost <= usable).then_some(charge)
+        let lost = self.unreadable_bytes.load(Ordering::Relaxed);
+        let usable = self.layout.usable_bytes.saturating_sub(lost);
+        // What is smaller than what it replaces is no promise of more than there is.
+        (cost <= cost_of(old) || before + cost <= usable + cost_of(old)).then_some(charge)
     }
 
     /// Completes the record, makes `entry` the slot's, and frees what it was before.

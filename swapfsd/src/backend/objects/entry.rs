@@ -19,7 +19,8 @@
 //! A same-filled page has its word in the entry, where 48 bits can say it: with zeros above, ones
 //! above, zeros below, or as one 32-bit word twice. Other words stand beside the entry, in the
 //! table's word pages, and the entry has their CRC-32. The check byte is over everything else.
-//! `buffered` is of `log`: no device has the word yet.
+//! `buffered` is of `log`: no device has the word yet. There the word has 32 bits, and the 16 above
+//! say in which segment its record is: of several that a device has, the one that counts.
 //! A word is stored while no entry needs the one before it: where the old page is of that kind
 //! too, the new one is for a moment an object ([`word_object`]).
 
@@ -56,6 +57,13 @@ const FORM_ONES: u64 = 1;
 const FORM_HIGH: u64 = 2;
 const FORM_TWICE: u64 = 3;
 const FORM_BESIDE: u64 = 4;
+/// Added to the first four: 32 bits of a word, and where its record is.
+const FORM_AT: u64 = 8;
+const FORM_LOW_AT: u64 = FORM_AT | FORM_LOW;
+const FORM_ONES_AT: u64 = FORM_AT | FORM_ONES;
+const FORM_HIGH_AT: u64 = FORM_AT | FORM_HIGH;
+const FORM_TWICE_AT: u64 = FORM_AT | FORM_TWICE;
+const TAG_SHIFT: u32 = 48;
 
 /// Locations that an entry can say.
 const LOCATION_END: Location = 1 << (64 - LOCATION_SHIFT);
@@ -156,6 +164,31 @@ impl Entry {
         (Entry(bits | check_of(bits) << CHECK_SHIFT), form == FORM_BESIDE)
     }
 
+    /// The entry of a same-filled page whose record is in the segment that ends in `tag`. `None`:
+    /// 32 bits don't say the word.
+    pub(in crate::backend) fn same_filled_at(word: u64, tag: u16) -> Option<Entry> {
+        const LOW: u64 = 0xffff_ffff;
+        let (form, payload) = if word <= LOW {
+            (FORM_LOW, word)
+        } else if word | LOW == u64::MAX {
+            (FORM_ONES, word & LOW)
+        } else if word & LOW == 0 {
+            (FORM_HIGH, word >> 32)
+        } else if word >> 32 == word & LOW {
+            (FORM_TWICE, word >> 32)
+        } else {
+            return None;
+        };
+        let payload = payload << PAYLOAD_SHIFT | u64::from(tag) << TAG_SHIFT;
+        let bits = SAME_FILLED | (FORM_AT | form) << FORM_SHIFT | payload;
+        Some(Entry(bits | check_of(bits) << CHECK_SHIFT))
+    }
+
+    /// The tag that [`Entry::same_filled_at`] was given. Of same-filled entries only.
+    pub(in crate::backend) fn tag(self) -> Option<u16> {
+        (self.0 >> FORM_SHIFT & FORM_AT != 0).then_some((self.0 >> TAG_SHIFT) as u16)
+    }
+
     /// This same-filled entry, with the mark that no device has it yet.
     pub(in crate::backend) fn buffered(self) -> Entry {
         let bits = self.0 & !CHECK_MASK | BUFFERED;
@@ -194,12 +227,17 @@ impl Entry {
                 return Meaning::Damaged;
             }
             let payload = self.0 >> PAYLOAD_SHIFT;
+            let short = payload & 0xffff_ffff;
             return match self.0 >> FORM_SHIFT & 15 {
                 FORM_LOW => Meaning::SameFilled(payload),
                 FORM_ONES => Meaning::SameFilled(payload | !PAYLOAD_MASK),
                 FORM_HIGH => Meaning::SameFilled(payload << PAYLOAD_SHIFT),
                 FORM_TWICE => Meaning::SameFilled(payload << 32 | payload),
                 FORM_BESIDE => Meaning::SameFilledBeside(payload as u32),
+                FORM_LOW_AT => Meaning::SameFilled(short),
+                FORM_ONES_AT => Meaning::SameFilled(short | !0 << 32),
+                FORM_HIGH_AT => Meaning::SameFilled(short << 32),
+                FORM_TWICE_AT => Meaning::SameFilled(short << 32 | short),
                 _ => Meaning::Damaged,
             };
         }
@@ -370,6 +408,18 @@ mod tests {
         assert_eq!(buffered.meaning(), Meaning::SameFilled(77));
         assert!(buffered.is_buffered() && !entry.is_buffered());
         assert!(!buffered.is_same_as(entry) && buffered.is_same_as(buffered));
+    }
+
+    #[test]
+    fn a_word_has_the_place_of_its_record() {
+        for word in [0, 77, 0xffff_ffff, u64::MAX, !0 << 20, 5 << 40, 0x7777_0001_7777_0001] {
+            let entry = Entry::same_filled_at(word, 0xbeef).unwrap();
+            assert_eq!((entry.meaning(), entry.tag()), (Meaning::SameFilled(word), Some(0xbeef)));
+            let buffered = entry.buffered();
+            assert!(buffered.is_buffered() && buffered.meaning() == Meaning::SameFilled(word));
+        }
+        assert_eq!(Entry::same_filled_at(0x0000_7fff_1234_5678, 0), None);
+        assert_eq!(Entry::same_filled(77).0.tag(), None);
     }
 
     #[test]

@@ -172,7 +172,9 @@ fn fail_at_every_operation(seed: u64, steps: u64, step_by: usize, dedup: bool) {
     let options = LogOptions { dedup, ..OPTIONS };
     let log = open(device.clone(), area, slots, &options);
     let events = work(&log, &device, &mut random, (slots, steps), dedup);
-    assert!(number(&log, "gc_victims") > 5);
+    let victims = number(&log, "gc_victims");
+    println!("{victims} victims");
+    assert!(victims > 5);
     assert_eq!(number(&log, "dedup_shared_pages") > 0, dedup);
     let not_saved = number(&log, "gc_not_saved_pages");
     drop(log);
@@ -269,8 +271,8 @@ fn what_was_flushed_survives_a_power_failure_at_every_operation() {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         now.map_or(1, |since| since.as_nanos() as u64 | 1)
     });
-    fail_at_every_operation(seed, 1800, 3, false);
-    fail_at_every_operation(seed, 3600, 3, true);
+    fail_at_every_operation(seed, 2400, 6, false);
+    fail_at_every_operation(seed, 4000, 6, true);
 }
 
 /// What the device has after a clean stop is all of it, and so it is without the checkpoint.

@@ -334,3 +334,51 @@ fn records_of_discards_do_not_pile_up() {
         assert!(page == page_of(key), "slot {slot}");
     }
 }
+
+/// Words come and go again beside pages that are rewritten: each time one more record says what
+/// the slot's entry says, and they were all moved.
+#[test]
+fn records_of_words_do_not_pile_up() {
+    let (area, slots) = (area(40), 40_000);
+    let log = open(Arc::new(Gate::new(&area)), area, slots, &OPTIONS);
+    let mut random = Random(5);
+    for _ in 0..400 {
+        for _ in 0..150 {
+            let slot = 1000 + random.below(2900);
+            log.write(slot, &page_of(5)).unwrap();
+            log.write(slot, &page_of(10)).unwrap();
+        }
+        log.flush().unwrap();
+        for _ in 0..10 {
+            log.write(random.below(60), &page_of(raw_key(&mut random))).unwrap();
+        }
+        log.flush().unwrap();
+    }
+    stats(&log);
+    check_counts(&log);
+    assert!(number(&log, "write_amplification_percent") < 300);
+}
+
+/// Flushes have a slot's page written for each of its older ones, and with `dedup` all of these
+/// records name one object: they were all moved.
+#[test]
+fn records_of_one_object_are_moved_once() {
+    let (area, slots) = (area(40), 4000);
+    let options = LogOptions { dedup: true, deadline: Duration::from_secs(2), ..OPTIONS };
+    let log = open(Arc::new(Gate::new(&area)), area, slots, &options);
+    let mut page = vec![0; PAGE_LEN];
+    let mut key = 1u64 << 60;
+    for batch in 0..200 {
+        for slot in batch * 10..batch * 10 + 10 {
+            for _ in 0..100 {
+                key += 1;
+                page[..8].copy_from_slice(&key.to_le_bytes());
+                log.write(slot, &page).unwrap();
+            }
+        }
+        log.flush().unwrap();
+    }
+    stats(&log);
+    check_counts(&log);
+    assert!(number(&log, "write_amplification_percent") < 100);
+}
