@@ -8,6 +8,7 @@ use crate::interrupt::Interrupt;
 use crate::swap_off::OnSignal;
 use crate::sys::process;
 use crate::sys::swap::{Discard, MAX_PRIORITY};
+use crate::top::{self, TopRequest};
 use crate::trace::{self, TraceRequest};
 use crate::up::{self, UpRequest};
 use crate::upgrade::{self, UpgradeReport};
@@ -19,6 +20,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Swap areas in user space.
 #[derive(Debug, Parser)]
@@ -41,6 +43,8 @@ enum Command {
     Down(DownArguments),
     /// Show the volumes that are up
     Status(StatusArguments),
+    /// Show the volumes that are up live: rates, latencies, how full
+    Top(TopArguments),
     /// Change the program that serves a volume, while it is in use
     Upgrade(UpgradeArguments),
     /// Show what an image's superblock says, and what the segments of a log hold
@@ -151,6 +155,29 @@ struct StatusArguments {
 }
 
 #[derive(Debug, Args)]
+struct TopArguments {
+    /// Image, mount point, device or UUID [default: all volumes]
+    volume: Option<PathBuf>,
+    /// Seconds between two looks
+    #[arg(long, short = 'i', value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    interval: Duration,
+    /// Look twice, print what happened in between, and end
+    #[arg(long)]
+    once: bool,
+    /// The same as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if !(0.1..=3600.0).contains(&seconds) {
+        return Err("from 0.1 to 3600 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[derive(Debug, Args)]
 struct UpgradeArguments {
     /// Image, mount point, device or UUID [default: the only volume that is up]
     #[arg(conflicts_with = "all")]
@@ -235,6 +262,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Up(arguments) => run_up(arguments),
         Command::Down(arguments) => run_down(&arguments),
         Command::Status(arguments) => run_status(&arguments),
+        Command::Top(arguments) => run_top(arguments),
         Command::Upgrade(arguments) => run_upgrade(&arguments),
         Command::Inspect(arguments) => inspect::run(&InspectRequest {
             image: &arguments.image,
@@ -371,6 +399,16 @@ fn run_upgrade(arguments: &UpgradeArguments) -> Result<ExitCode, Failure> {
 fn run_status(arguments: &StatusArguments) -> Result<ExitCode, Failure> {
     let status = status::collect()?;
     show(&if arguments.json { json(&status)? } else { render::table(&status) })
+}
+
+fn run_top(arguments: TopArguments) -> Result<ExitCode, Failure> {
+    let request = TopRequest { volume: arguments.volume, interval: arguments.interval };
+    let interrupt = Interrupt::install()?;
+    if !arguments.once && !arguments.json {
+        return top::live(&request, &interrupt).map(|()| ExitCode::SUCCESS);
+    }
+    let view = top::once(&request, &interrupt)?;
+    show(&if arguments.json { json(&view)? } else { top::printed(&view) })
 }
 
 fn run_trace(arguments: TraceArguments) -> Result<ExitCode, Failure> {

@@ -3,7 +3,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`multicall`], [`cli`] | which program was called, and the command line of `swapfs` |
-//! | [`up`], [`down`], [`status`], [`upgrade`], [`demo`], [`inspect`], [`trace`], [`fsck`], [`mount`] | one command each |
+//! | [`up`], [`down`], [`status`], [`top`], [`upgrade`], [`demo`], [`inspect`], [`trace`], [`fsck`], [`mount`] | one command each |
 //! | [`volumes`] | which volumes are up: found, not remembered |
 //! | [`daemon`], [`probe`], [`stats`] | the daemon: start and end it, ask it without hanging |
 //! | [`loop_device`], [`swap_off`], [`image`], [`format`] | one step of `up` or `down` each |
@@ -35,6 +35,7 @@ pub mod stats;
 pub mod status;
 pub mod swap_off;
 pub mod sys;
+pub mod top;
 pub mod trace;
 pub mod up;
 pub mod upgrade;

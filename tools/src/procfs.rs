@@ -3,6 +3,7 @@
 pub mod escape;
 pub mod meminfo;
 pub mod mounts;
+pub mod pressure;
 pub mod swaps;
 pub mod vmstat;
 

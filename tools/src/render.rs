@@ -39,12 +39,12 @@ pub fn table(status: &Status) -> String {
     text
 }
 
-fn name(volume: &VolumeStatus) -> String {
+pub(crate) fn name(volume: &VolumeStatus) -> String {
     volume.image.as_ref().unwrap_or(&volume.mount).display().to_string()
 }
 
 /// Who stands by, and what they had to do; `None` where nobody does, which is a warning.
-fn guard(stats: &Stats) -> Option<String> {
+pub(crate) fn guard(stats: &Stats) -> Option<String> {
     if !stats.guarded {
         let by_rings = stats.transport == "uring";
         return by_rings.then(|| {

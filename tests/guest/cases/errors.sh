@@ -4,13 +4,13 @@
 
 make_ext4 /dev/vda /mnt/data
 image=/mnt/data/swap.img
-make_cgroup small 25
+make_cgroup small 20
 for fault in write:EIO:1/50 write:ENOSPC:1/50; do
     step "fault=$fault"
     swapfs up "$image" --type linear --size 512M --priority 10 --discard=pages -o "fault=$fault,fault-seed=$seed"
     load "fault=$fault" in_cgroup small \
-        pageload --megabytes 75 --passes 1 --seed "$seed" --processes 2
-    check_swapped_out 50
+        pageload --megabytes 60 --passes 1 --seed "$seed" --processes 2
+    check_swapped_out 40
     errors="$(dmesg | grep -c 'Write-error on swap-device' || true)"
     check "swap-outs failed on purpose (messages of the kernel: $errors)" [ "$errors" -gt 0 ]
     dmesg --clear

@@ -7,7 +7,7 @@
 . "${0%/*}/lib/kill.sh"
 
 make_ext4 /dev/vda /mnt/data
-make_cgroup small 60
+make_cgroup small 45
 
 kill_under_load zmem --type zmem --size 512M -o limit=256M
 kill_under_load linear --type linear --size 512M

@@ -7,7 +7,7 @@
 . "${0%/*}/lib/kill.sh"
 
 make_ext4 /dev/vda /mnt/data
-make_cgroup small 60
+make_cgroup small 45
 
 # Little more room than what is swapped out takes, and many small segments: they are collected and
 # written again. And so small a volume that the kernel frees slots when it reads them: it is more

@@ -1,4 +1,4 @@
-# guest: --memory 400 --disk 2G --timeout 900
+# guest: --memory 320 --disk 2G --timeout 900
 # More memory in use than the machine has, without any cgroup limit: the daemon, like everything
 # else, has to live with it. (kill-pressure does the same with engine=uring, and kills.)
 #
@@ -18,10 +18,10 @@ for engine in "${engines[@]}"; do
     # and verifies.
     passes=1
     [ "$engine" = uring ] || passes=0
-    step "engine=$engine: 550 MiB in a machine of 400"
+    step "engine=$engine: 440 MiB in a machine of 320"
     load "engine=$engine, random, 3 processes" \
-        pageload --megabytes 550 --passes "$passes" --seed "$seed" --processes 3 --touch mixed
-    check_swapped_out 230
+        pageload --megabytes 440 --passes "$passes" --seed "$seed" --processes 3 --touch mixed
+    check_swapped_out 180
     check "the daemon is the same" [ "$(daemon_ids "$mount")" = "$daemon" ]
     check_daemon_not_swapped
     swapfs down "$image"

@@ -4,7 +4,7 @@
 . "${0%/*}/lib/guest.sh"
 
 # SWAPFS_LONG=1: three times of all.
-megabytes=90
+megabytes=75
 [ "${SWAPFS_LONG:-}" != 1 ] || megabytes=300
 
 make_ext4 /dev/vda /mnt/data

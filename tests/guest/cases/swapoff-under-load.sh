@@ -4,16 +4,16 @@
 
 make_ext4 /dev/vda /mnt/data
 image=/mnt/data/swap.img
-make_cgroup load 40
+make_cgroup load 30
 swapfs up "$image" --type linear --size 512M --priority 10 --discard=pages
 
 step "start the workload"
-in_cgroup load pageload --megabytes 120 --passes 1 --seed "$seed" --processes 2 --pageout \
+in_cgroup load pageload --megabytes 90 --passes 1 --seed "$seed" --processes 2 --pageout \
     --ready "$scratch/ready" --until "$scratch/stop" >"$scratch/background" 2>&1 &
 workload=$!
 wait_for "workload ready" test -e "$scratch/ready"
 
-much_is_out() { [ "$(swap_used_kib)" -gt $((40 * 1024)) ]; }
+much_is_out() { [ "$(swap_used_kib)" -gt $((30 * 1024)) ]; }
 for round in 1 2; do
     wait_for "round $round: pages on the volume" much_is_out
     unlimit_cgroup load
@@ -23,7 +23,7 @@ for round in 1 2; do
     check "round $round: the workload goes on" kill -0 "$workload"
     step "round $round: up"
     check "round $round: up under load" swapfs up "$image" --priority 10 --discard=pages
-    limit_cgroup load 40
+    limit_cgroup load 30
 done
 wait_for "pages on the volume at the end" much_is_out
 touch "$scratch/stop"
@@ -31,6 +31,6 @@ status=0
 wait "$workload" || status=$?
 cat "$scratch/background"
 count_load "workload over two swapoffs" "$status" "$scratch/background"
-check_swapped_out 120
+check_swapped_out 90
 swapfs down --all
 check_nothing_left "at the end"

@@ -37,7 +37,7 @@ kill_under_load() { # TYPE UP_ARGUMENT...
     read_number "$mount" supervisor_pid
     check "$type: it has a supervisor" [ -n "$number" ]
     rm -f "$scratch/ready" "$scratch/stop"
-    in_cgroup small pageload --megabytes 160 --passes 0 --seed "$seed" --processes 2 --touch mixed \
+    in_cgroup small pageload --megabytes 120 --passes 0 --seed "$seed" --processes 2 --touch mixed \
         --ready "$scratch/ready" --until "$scratch/stop" >"$scratch/background" 2>&1 &
     workload=$!
     wait_for "$type: workload ready" test -e "$scratch/ready"
@@ -68,7 +68,7 @@ kill_under_load() { # TYPE UP_ARGUMENT...
     wait "$workload" || status=$?
     cat "$scratch/background"
     count_load "$type: $killed kills" "$status" "$scratch/background"
-    check_swapped_out 100
+    check_swapped_out 70
 
     all_noticed() {
         read_number "$mount" takeovers
