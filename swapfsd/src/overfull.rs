@@ -102,14 +102,15 @@ fn look_on(volume: &Volume, stop: &AtomicBool, pressure: &File, mut trigger: &Fi
 fn stalled_percent(pressure: &File) -> io::Result<f64> {
     let mut text = [0; 256];
     let len = pressure.read_at(&mut text, 0)?;
-    Ok(std::str::from_utf8(&text[..len]).map_or(0.0, parse_pressure))
+    Ok(std::str::from_utf8(&text[..len]).ok().and_then(full_percent_of).unwrap_or(0.0))
 }
 
-fn parse_pressure(text: &str) -> f64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix("full avg10="))
-        .and_then(|rest| rest.split(' ').next()?.parse().ok())
-        .unwrap_or(0.0)
+/// What `/proc/pressure/memory` says of the last ten seconds: the share, in per cent, in which all
+/// tasks that could run waited for memory. `None` if that is no such text.
+#[must_use]
+pub fn full_percent_of(text: &str) -> Option<f64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix("full avg10="))?;
+    rest.split(' ').next()?.parse().ok()
 }
 
 /// Decides from what is seen step by step.
@@ -151,8 +152,8 @@ mod tests {
     fn the_pressure_file() {
         let text = "some avg10=93.25 avg60=50.00 avg300=14.00 total=1\n\
                     full avg10=71.50 avg60=40.00 avg300=10.00 total=1\n";
-        assert_eq!(parse_pressure(text), 71.5);
-        assert_eq!(parse_pressure("nonsense"), 0.0);
+        assert_eq!(full_percent_of(text), Some(71.5));
+        assert_eq!(full_percent_of("nonsense"), None);
     }
 
     #[test]

@@ -20,7 +20,8 @@
 use super::Store;
 use super::counters::Field;
 use super::durable::tag_of;
-use super::part::{self, Blocked, Builder, Clear, Stream, add_current, add_word, device_bytes};
+use super::fill::{add_again, add_current, add_word};
+use super::part::{Blocked, Builder, Clear, Stream, device_bytes};
 use super::scan;
 use super::segments::State;
 use crate::backend::objects::entry::{
@@ -351,7 +352,7 @@ impl Mover {
             return Ok(());
         }
         let same = |current: Entry| current == entry;
-        if part::add_again(store, &mut self.builder, (slot, 0), same) {
+        if add_again(store, &mut self.builder, (slot, 0), same) {
             self.saved[place] = slot + 1;
             return Ok(());
         }

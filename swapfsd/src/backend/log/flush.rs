@@ -6,7 +6,8 @@
 
 use super::Store;
 use super::buffer::{Buffer, Found, Queued, What};
-use super::part::{self, Added, Blocked, Builder, Stream, device_bytes};
+use super::fill::{Added, add_buffered};
+use super::part::{Blocked, Builder, Stream, device_bytes};
 use crate::backend::objects::arena::SEGMENT_BYTES;
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -169,7 +170,7 @@ impl Flusher {
                         .iter()
                         .find(|taken| taken.queued.chunk == chunk)
                         .map_or(u64::MAX, |taken| taken.queued.number);
-                match part::add_buffered(store, &mut self.builder, &found, next as u32, forced) {
+                match add_buffered(store, &mut self.builder, &found, next as u32, forced) {
                     Added::Yes => {}
                     Added::NotNeeded => done_with(store, &mut self.taken, &found, chunk),
                     Added::NoRoom => break,

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! * the slot table is [`super::objects`]'s: an entry names a place in memory or on the device;
-//! * [`write`]: writes and discards; [`buffer`]: pages wait in memory; [`flush`]: they become parts; [`part`]: how these are built,
+//! * [`write`]: writes and discards; [`buffer`]: pages wait in memory; [`flush`]: they become parts;
+//!   [`fill`]: what goes into one; [`part`]: how these are built,
 //!   written and published;
 //! * [`durable`]: what the device has, and what it knows;
 //! * [`segments`]: the device's segments; [`collect`]: garbage collection;
@@ -37,10 +38,12 @@
 
 mod buffer;
 mod checkpoint;
+
 mod collect;
 mod counters;
 mod derived;
 mod durable;
+mod fill;
 mod flush;
 mod part;
 mod read;
