@@ -1,16 +1,16 @@
-# guest: --memory 320 --disk 2G --timeout 1500
+# guest: --memory 400 --disk 2G --timeout 1500
 # The process that serves is killed while more memory is in use than the machine has, without any
 # cgroup limit: who takes over has to do so without memory that only it could free.
 #
 # SWAPFS_LONG=1: more memory, more kills; SWAPFS_PRESSURE_KILLS: how many, for each type.
 . "${0%/*}/lib/guest.sh"
 
-linear_mb=370
-zmem_mb=290
+linear_mb=470
+zmem_mb=370
 kills=6
 if [ "${SWAPFS_LONG:-}" = 1 ]; then
-    linear_mb=440
-    zmem_mb=350
+    linear_mb=550
+    zmem_mb=440
     kills=10
 fi
 kills="${SWAPFS_PRESSURE_KILLS:-$kills}"
@@ -19,12 +19,12 @@ RANDOM=$((seed % 32768))
 make_ext4 /dev/vda /mnt/data
 image=/mnt/data/swap.img
 
-much_is_out() { [ "$(swap_used_kib)" -gt $((70 * 1024)) ]; }
+much_is_out() { [ "$(swap_used_kib)" -gt $((90 * 1024)) ]; }
 
 kill_when_full() { # TYPE MEGABYTES COMPRESSIBLE UP_ARGUMENT...
     local type="$1" megabytes="$2" compressible="$3" mount workload status=0 killed=0
     shift 3
-    step "$type: $megabytes MiB in a machine of 320"
+    step "$type: $megabytes MiB in a machine of 400"
     swapfs up "$image" --type "$type" --priority 10 --discard=pages "$@"
     mount="$(mount_of "$image")"
     wait_for "standby" has_standby "$mount"
@@ -46,7 +46,7 @@ kill_when_full() { # TYPE MEGABYTES COMPRESSIBLE UP_ARGUMENT...
     wait "$workload" || status=$?
     cat "$scratch/background"
     count_load "$type: $killed kills" "$status" "$scratch/background"
-    check_swapped_out 60
+    check_swapped_out 80
     swapfs status
     read_number "$mount" takeovers
     check "$type: $number take-overs" [ "${number:-0}" -ge "$killed" ]
@@ -59,4 +59,4 @@ kill_when_full() { # TYPE MEGABYTES COMPRESSIBLE UP_ARGUMENT...
 }
 
 kill_when_full linear "$linear_mb" 50 --size 1G
-kill_when_full zmem "$zmem_mb" 75 --size 2G -o limit=180M
+kill_when_full zmem "$zmem_mb" 75 --size 2G -o limit=230M

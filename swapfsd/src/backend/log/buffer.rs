@@ -385,7 +385,7 @@ impl Buffer {
         self.finished.notify_all();
     }
 
-    /// Has all chunks that are queued by now written; answers a number for [`Buffer::is_written`].
+    /// Has all chunks that are queued by now written; answers a number for [`Buffer::wait_written`].
     pub(super) fn force(&self) -> u64 {
         let mut queue = self.queue.lock();
         queue.forced = queue.next_number;
