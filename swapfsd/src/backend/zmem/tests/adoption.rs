@@ -288,12 +288,12 @@ fn a_word_beside_replaces_another_by_way_of_an_object() {
     }
 }
 
-/// How long a take-over takes: `cargo test --release -p swapfsd --lib take_over -- --ignored
-/// --nocapture`.
+/// A take-over finds all pages, and how long it takes: of a gigabyte with `SWAPFS_LONG=1 cargo test
+/// --release -p swapfsd --lib take_over_of_many -- --nocapture`, else of a fiftieth.
 #[test]
-#[ignore = "a measurement: takes more than a gigabyte of memory"]
-fn take_over_of_a_gigabyte() {
-    for (random_words, objects) in [(380u64, 340_000u64), (128, 940_000)] {
+fn take_over_of_many_pages() {
+    let part = if std::env::var("SWAPFS_LONG").is_ok_and(|long| long == "1") { 1 } else { 50 };
+    for (random_words, objects) in [(380u64, 340_000 / part), (128, 940_000 / part)] {
         // The last: every object has two entries, far from each other.
         for (dedup, entries) in [(false, 1), (true, 1), (true, 2)] {
             let options = ZmemOptions { limit_bytes: Some(2 << 30), dedup, ..OPTIONS };
