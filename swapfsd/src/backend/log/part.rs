@@ -35,8 +35,6 @@ pub(super) const MAX_RECORDS: usize = MAX_PART_BYTES / (RECORD_LEN + OBJECT_HEAD
 /// Places of the table of known objects, and how many are looked at for one.
 const KNOWN_PLACES: usize = 16 << 10;
 const PROBES: usize = 8;
-/// 2^64 divided by the golden ratio (Fibonacci hashing, Knuth, volume 3).
-const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 /// So often a write is tried in one place before another one is looked for.
 const TRIES: u32 = 25;
 /// How long a stream waits after a write that failed.
@@ -245,8 +243,7 @@ impl Builder {
     /// checksum finds them, and then they are compared: a collision costs that and nothing else.
     fn find(&mut self, object: &Object, checksum: u32, stored: &[u8]) -> Option<u32> {
         let mut known = self.known.take()?;
-        let key = (u64::from(checksum) | (object.len as u64) << 32).wrapping_mul(HASH_FACTOR);
-        let first = (key >> 48) as usize % KNOWN_PLACES;
+        let first = object.content_hash(checksum) as usize % KNOWN_PLACES;
         let mut found = None;
         for place in first..first + PROBES {
             let number = &mut known[place % KNOWN_PLACES];

@@ -111,6 +111,13 @@ impl Object {
         self.location.checked_sub(DEVICE_START)
     }
 
+    /// Where an index of objects by what they hold looks for this one, whose bytes have that
+    /// checksum. (Fibonacci hashing, Knuth, volume 3.)
+    pub(in crate::backend) fn content_hash(&self, checksum: u32) -> u32 {
+        let key = u64::from(checksum) | (self.len as u64) << 32 | (self.encoding as u64) << 48;
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    }
+
     /// Bytes that it takes, with its checksum.
     pub(in crate::backend) fn stored_bytes(&self) -> u32 {
         (HEADER_BYTES + self.len) as u32

@@ -88,11 +88,6 @@ pub(super) fn max_buckets_for(limit_bytes: u64) -> u32 {
     max_buckets.next_power_of_two()
 }
 
-fn hash(checksum: u32, object: &Object) -> u32 {
-    let key = u64::from(checksum) | (object.len as u64) << 32 | (object.encoding as u64) << 48;
-    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
-}
-
 impl Dedup {
     /// An index as large as `kept` says; nearly all of it is only addresses.
     ///
@@ -181,7 +176,7 @@ impl Dedup {
         bytes: &[u8],
         append: impl FnOnce() -> Option<Object>,
     ) -> Option<Entry> {
-        let key = hash(checksum, &Object { encoding, location: 0, len: bytes.len() });
+        let key = Object { encoding, location: 0, len: bytes.len() }.content_hash(checksum);
         let found = self.with_bucket(key, |bucket| {
             for record in bucket.iter_mut().filter(|record| record.entries() > 0) {
                 let Some(object) = Entry(record.object).as_object() else { continue };
@@ -234,7 +229,7 @@ impl Dedup {
         // it is never freed, lest someone reads another page in its place.
         let Ok((_, checksum)) = pool.checked(object) else { return };
         let named = Entry::object(*object).0;
-        let last = self.with_bucket(hash(checksum, object), |bucket| {
+        let last = self.with_bucket(object.content_hash(checksum), |bucket| {
             let found = |record: &&mut Record| record.entries() > 0 && record.object == named;
             let Some(record) = bucket.iter_mut().find(found) else { return true };
             record.entries -= 1;
@@ -283,7 +278,7 @@ impl Dedup {
             // A split that a kill has cut off may have left something here.
             *place = Record::default();
             let Some(object) = Entry(record.object).as_object() else { continue };
-            let hash = hash(record.checksum, &object);
+            let hash = object.content_hash(record.checksum);
             if record.entries() > 0 && Self::bucket_of(hash, new + 1) == new {
                 *place = *record;
                 record.entries = 0;
@@ -332,7 +327,7 @@ impl Dedup {
     /// Where the object's record belongs; reads it, so that it is in the processor's cache when
     /// it is needed.
     pub(super) fn adopted_bucket(&self, checksum: u32, object: &Object) -> u32 {
-        let bucket = Self::bucket_of(hash(checksum, object), self.kept.buckets());
+        let bucket = Self::bucket_of(object.content_hash(checksum), self.kept.buckets());
         std::hint::black_box(self.bucket(bucket)[0].entries);
         bucket
     }
@@ -362,7 +357,7 @@ impl Dedup {
     /// Makes a record for an object that one entry names, if it has none and there is a place.
     fn remember(&self, object: &Object, checksum: u32) {
         let named = Entry::object(*object).0;
-        self.with_bucket(hash(checksum, object), |bucket| {
+        self.with_bucket(object.content_hash(checksum), |bucket| {
             if bucket.iter().any(|record| record.entries() > 0 && record.object == named) {
                 return;
             }
