@@ -22,6 +22,7 @@ pub mod fuse;
 pub mod held;
 pub mod image;
 pub mod logging;
+pub mod members;
 pub mod overfull;
 pub mod protect;
 pub mod reserve;

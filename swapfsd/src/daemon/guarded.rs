@@ -8,6 +8,7 @@ use crate::control::{self, Control, HANDOVER_VERSION};
 use crate::held::BACKEND_REGIONS;
 use crate::image::{Access, Image, ImageError};
 use crate::logging;
+use crate::members;
 use crate::protect::{self, OwnCgroup};
 use crate::seat::{Role, Seat};
 use crate::supervisor::link::{Holdings, Kind, Link};
@@ -101,6 +102,7 @@ fn start_anew(
     let Opened { image, superblock, options, .. } = opened;
     let (_, cgroup) = protect::protect_process(options.common.realtime);
     let path = image.path().to_owned();
+    let members = members::places_of(image.file(), &[]).map_err(system("the image"))?;
     let mut files = files.into_iter();
     let mut next = || files.next().ok_or_else(|| StartError::new("memory", "too few regions"));
     let holdings = Holdings {
@@ -109,6 +111,7 @@ fn start_anew(
         control: next()?,
         regions: [next()?, next()?, next()?, next()?],
         entries: next()?,
+        members,
     };
     let control = map_control(&holdings)?;
     control.page().version.store(HANDOVER_VERSION, Relaxed);

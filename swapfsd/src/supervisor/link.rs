@@ -1,6 +1,7 @@
 //! What supervisor and worker say to each other: small packets, some with descriptors.
 
 use crate::held::BACKEND_REGIONS;
+use crate::members::MAX_DEVICE_MEMBERS;
 use crate::sys::passing::{self, Received};
 use std::fs::File;
 use std::io;
@@ -22,11 +23,20 @@ pub struct Holdings {
     pub regions: [File; BACKEND_REGIONS],
     /// The transport's memory, see [`crate::fuse::uring`].
     pub entries: File,
+    /// A tier volume's member images by their places, with the locks on them. A place without a
+    /// member has another descriptor of the volume's own image: so a packet always has as many
+    /// descriptors. See [`crate::members`].
+    pub members: [File; MAX_DEVICE_MEMBERS],
 }
 
+/// Where the members begin among the holdings.
+pub const FIRST_MEMBER: usize = 4 + BACKEND_REGIONS;
+
 /// Names of the holdings in the order in which they are sent, for service managers.
-pub const HOLDING_NAMES: [&str; 4 + BACKEND_REGIONS] =
-    ["fuse", "image", "control", "region0", "region1", "region2", "region3", "entries"];
+pub const HOLDING_NAMES: [&str; FIRST_MEMBER + MAX_DEVICE_MEMBERS] = [
+    "fuse", "image", "control", "region0", "region1", "region2", "region3", "entries", "member0",
+    "member1", "member2", "member3", "member4", "member5", "member6", "member7",
+];
 
 impl Holdings {
     /// All descriptors, in the order of [`HOLDING_NAMES`].
@@ -34,7 +44,11 @@ impl Holdings {
     pub fn descriptors(&self) -> [RawFd; HOLDING_NAMES.len()] {
         let [one, two, three, four] = &self.regions;
         let files = [&self.fuse, &self.image, &self.control, one, two, three, four, &self.entries];
-        files.map(AsRawFd::as_raw_fd)
+        let mut all = [-1; HOLDING_NAMES.len()];
+        for (place, file) in all.iter_mut().zip(files.into_iter().chain(&self.members)) {
+            *place = file.as_raw_fd();
+        }
+        all
     }
 
     /// From files in that order.
@@ -45,6 +59,19 @@ impl Holdings {
             control: file(2)?,
             regions: [file(3)?, file(4)?, file(5)?, file(6)?],
             entries: file(7)?,
+            members: {
+                let mut member = |place| file(FIRST_MEMBER + place);
+                [
+                    member(0)?,
+                    member(1)?,
+                    member(2)?,
+                    member(3)?,
+                    member(4)?,
+                    member(5)?,
+                    member(6)?,
+                    member(7)?,
+                ]
+            },
         })
     }
 }
@@ -82,6 +109,13 @@ pub enum Kind {
     GoOn = 13,
     /// From the first worker: the kernel's INIT is answered, requests may be from now on.
     Connected = 14,
+    /// From a worker: hold this member too. With its place, the number of the request
+    /// ([`super::members::Asked`]), and its descriptor.
+    HoldMember = 15,
+    /// From a worker: the member at this place is no member any more. With the same payload.
+    ForgetMember = 16,
+    /// To a worker: its request has been done, or why not ([`super::members::Answered`]).
+    MemberHeld = 17,
 }
 
 impl Kind {
@@ -101,6 +135,9 @@ impl Kind {
             12 => Kind::NotDrained,
             13 => Kind::GoOn,
             14 => Kind::Connected,
+            15 => Kind::HoldMember,
+            16 => Kind::ForgetMember,
+            17 => Kind::MemberHeld,
             _ => return None,
         })
     }
@@ -133,6 +170,11 @@ impl Packet {
     /// The holdings that came with it.
     pub fn holdings(&mut self) -> Option<Holdings> {
         Holdings::from_files(|index| self.received.take_file(index))
+    }
+
+    /// The `index`-th descriptor of a packet without holdings.
+    pub fn file(&mut self, index: usize) -> Option<File> {
+        self.received.take_file(index)
     }
 
     /// The `index`-th descriptor behind the holdings.
@@ -169,6 +211,22 @@ impl Link {
     /// What sendmsg(2) answers.
     pub fn say(&self, kind: Kind, payload: &[u8]) -> io::Result<()> {
         self.say_with(kind, payload, &[])
+    }
+
+    /// Says something and hands one file over.
+    ///
+    /// # Errors
+    /// What sendmsg(2) answers.
+    pub fn say_with_file(&self, kind: Kind, payload: &[u8], file: &File) -> io::Result<()> {
+        self.say_with(kind, payload, &[file.as_raw_fd()])
+    }
+
+    /// Another descriptor of this end.
+    ///
+    /// # Errors
+    /// What fcntl(2) answers.
+    pub fn try_clone(&self) -> io::Result<Link> {
+        self.0.try_clone().map(Link)
     }
 
     /// Says something and hands the holdings over.
@@ -255,6 +313,20 @@ mod tests {
         assert_eq!(packet.kind(), Some(Kind::StandBy));
         assert!(packet.holdings().is_some());
         assert!(packet.holdings().is_none(), "taken");
+        let more = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+        let further = more.each_ref().map(|file| Some(file.as_raw_fd()));
+        let holdings = Holdings::from_files(file).unwrap();
+        one.hand_over_with(Kind::Resume, b"1", &holdings, further).unwrap();
+        one.say_with_file(Kind::HoldMember, b"2", &more[0]).unwrap();
+        let words = two.next().unwrap().unwrap();
+        assert_eq!(words.payload(), b"why");
+        let mut packet = two.next().unwrap().unwrap();
+        assert!(packet.holdings().is_some_and(|held| held.members.len() == MAX_DEVICE_MEMBERS));
+        assert!(packet.further(0).is_some() && packet.further(1).is_some());
+        assert!(packet.further(2).is_none());
+        let mut packet = two.next().unwrap().unwrap();
+        assert!(packet.file(0).is_some() && packet.file(1).is_none());
+        one.say(Kind::Failed, b"why").unwrap();
         let packet = two.next().unwrap().unwrap();
         assert_eq!((packet.kind(), packet.payload()), (Some(Kind::Failed), &b"why"[..]));
         drop(one);

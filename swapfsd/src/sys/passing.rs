@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Descriptors that go with one packet at most.
-pub const MAX_DESCRIPTORS: usize = 16;
+pub const MAX_DESCRIPTORS: usize = 24;
 /// Room for the control message: a header and the descriptors, aligned like the header.
 const CONTROL_WORDS: usize = 16;
 
@@ -276,6 +276,10 @@ mod tests {
         assert!(received.take_file(3).is_none());
         let received = receive(two.as_fd(), &mut bytes).unwrap();
         assert_eq!(&bytes[..received.len], b"none");
+        let many: Vec<RawFd> = numbers.iter().copied().cycle().take(MAX_DESCRIPTORS).collect();
+        send(one.as_fd(), b"as many as can be", &many).unwrap();
+        let received = receive(two.as_fd(), &mut bytes).unwrap();
+        assert!(received.descriptors.iter().all(Option::is_some));
         drop(one);
         assert_eq!(receive(two.as_fd(), &mut bytes).unwrap().len, 0);
         assert!(send(two.as_fd(), b"x", &[]).is_err());
