@@ -128,8 +128,8 @@ pub enum OptionError {
     UnknownKey {
         /// The key given.
         key: String,
-        /// The type asked.
-        type_name: &'static str,
+        /// Whose options these are: `type 'linear'`.
+        owner: String,
         /// The keys that it has.
         known: String,
     },
@@ -148,13 +148,20 @@ pub enum OptionError {
     },
     /// The key is fixed when the image is formatted.
     FixedAtFormat(String),
+    /// `low` is not below `high`, both in per cent.
+    LowNotBelowHigh {
+        /// The value of `low`.
+        low: u32,
+        /// The value of `high`.
+        high: u32,
+    },
 }
 
 impl fmt::Display for OptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            OptionError::UnknownKey { key, type_name, known } => {
-                write!(f, "option '{key}': type '{type_name}' has no such option: it has {known}")
+            OptionError::UnknownKey { key, owner, known } => {
+                write!(f, "option '{key}': {owner} has no such option: it has {known}")
             }
             OptionError::Twice(key) => write!(f, "option '{key}': given twice"),
             OptionError::NoValue(entry) => {
@@ -166,6 +173,10 @@ impl fmt::Display for OptionError {
             OptionError::FixedAtFormat(key) => write!(
                 f,
                 "option '{key}': fixed when the image is formatted: a mount can't change it"
+            ),
+            OptionError::LowNotBelowHigh { low, high } => write!(
+                f,
+                "option 'low': {low} is not below high, which is {high}: set both, low below high"
             ),
         }
     }
@@ -234,10 +245,55 @@ impl ValueKind {
     }
 }
 
+/// The declarations that a text is read by: of a type, or of a member.
+#[derive(Debug, Clone, Copy)]
+pub struct OptionTable {
+    type_name: &'static str,
+    is_member: bool,
+    lists: [&'static [OptionSpec]; 2],
+}
+
+impl OptionTable {
+    /// The options in `lists`, for volumes or for members of a type.
+    pub(crate) fn new(
+        type_name: &'static str,
+        is_member: bool,
+        lists: [&'static [OptionSpec]; 2],
+    ) -> OptionTable {
+        OptionTable { type_name, is_member, lists }
+    }
+
+    /// All declarations, in the order of help texts.
+    pub fn specs(self) -> impl Iterator<Item = &'static OptionSpec> {
+        self.lists.into_iter().flatten()
+    }
+
+    /// The declaration of `key`.
+    #[must_use]
+    pub fn find(self, key: &str) -> Option<&'static OptionSpec> {
+        self.specs().find(|spec| spec.key == key)
+    }
+
+    fn owner(self) -> String {
+        match self.is_member {
+            true => format!("a member of type '{}'", self.type_name),
+            false => format!("type '{}'", self.type_name),
+        }
+    }
+
+    fn unknown(self, key: &str) -> OptionError {
+        OptionError::UnknownKey {
+            key: key.to_owned(),
+            owner: self.owner(),
+            known: self.specs().map(|option| option.key).collect::<Vec<_>>().join(", "),
+        }
+    }
+}
+
 /// The options of one type that a text sets, in its order.
 #[derive(Debug, Clone)]
 pub struct OptionSet {
-    spec: &'static TypeSpec,
+    table: OptionTable,
     given: Vec<(&'static OptionSpec, Value, String)>,
 }
 
@@ -247,13 +303,21 @@ impl OptionSet {
     /// # Errors
     /// An unknown key, a key given twice, or a value that the key does not take.
     pub fn parse(spec: &'static TypeSpec, text: &str) -> Result<OptionSet, OptionError> {
+        OptionSet::parse_by(spec.table(), text)
+    }
+
+    /// As [`OptionSet::parse`], for what has a table and is no type.
+    ///
+    /// # Errors
+    /// As [`OptionSet::parse`].
+    pub fn parse_by(table: OptionTable, text: &str) -> Result<OptionSet, OptionError> {
         let mut given: Vec<(&'static OptionSpec, Value, String)> = Vec::new();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let (key, value) = entry.split_once('=').ok_or_else(|| match spec.option(entry) {
+            let (key, value) = entry.split_once('=').ok_or_else(|| match table.find(entry) {
                 Some(_) => OptionError::NoValue(entry.to_owned()),
-                None => unknown_key(spec, entry),
+                None => table.unknown(entry),
             })?;
-            let option = spec.option(key).ok_or_else(|| unknown_key(spec, key))?;
+            let option = table.find(key).ok_or_else(|| table.unknown(key))?;
             if given.iter().any(|(other, ..)| other.key == key) {
                 return Err(OptionError::Twice(key.to_owned()));
             }
@@ -264,7 +328,7 @@ impl OptionSet {
             })?;
             given.push((option, parsed, value.to_owned()));
         }
-        Ok(OptionSet { spec, given })
+        Ok(OptionSet { table, given })
     }
 
     /// These options, with those that `other` sets put over them.
@@ -299,9 +363,9 @@ impl OptionSet {
         if let Some((_, value, _)) = self.given.iter().find(|(option, ..)| option.key == key) {
             return value.clone();
         }
-        let option = self.spec.option(key);
+        let option = self.table.find(key);
         let default = option.and_then(|option| option.kind.parse(option.default).ok());
-        default.unwrap_or_else(|| panic!("type {} has no usable option {key}", self.spec.name))
+        default.unwrap_or_else(|| panic!("{} has no usable option {key}", self.table.owner()))
     }
 
     pub(crate) fn choice(&self, key: &str) -> &'static str {
@@ -320,6 +384,18 @@ impl OptionSet {
         match self.value(key) {
             Value::Integer(number) => Some(number),
             _ => None,
+        }
+    }
+
+    /// `high` and `low`, in per cent.
+    ///
+    /// # Errors
+    /// If `low` is not below `high`.
+    pub(crate) fn high_and_low(&self) -> Result<(u32, u32), OptionError> {
+        let percent = |key| self.integer(key).unwrap_or(0) as u32;
+        match (percent("high"), percent("low")) {
+            (high, low) if low < high => Ok((high, low)),
+            (high, low) => Err(OptionError::LowNotBelowHigh { low, high }),
         }
     }
 
@@ -345,14 +421,6 @@ impl OptionSet {
             Value::Path(path) if !path.is_empty() => Some(path),
             _ => None,
         }
-    }
-}
-
-fn unknown_key(spec: &'static TypeSpec, key: &str) -> OptionError {
-    OptionError::UnknownKey {
-        key: key.to_owned(),
-        type_name: spec.name,
-        known: spec.option_specs().map(|option| option.key).collect::<Vec<_>>().join(", "),
     }
 }
 

@@ -134,9 +134,9 @@ pub fn member_layout() -> Vec<(&'static str, usize, usize)> {
 pub struct Member {
     /// UUID of the member's own superblock; what it is found by.
     pub uuid: Uuid,
-    /// Size of the member's volume.
+    /// Bytes of the member's data section.
     pub size_bytes: u64,
-    /// Place in the order of tiers, hottest first, from 0.
+    /// Place in the order of tiers, hottest first, from 1: 0 is the memory of the daemon.
     pub order: u32,
     /// Where it was when the volume was formatted.
     pub path_hint: String,
@@ -175,7 +175,7 @@ pub struct Superblock {
     pub generation: u64,
     /// UUID of the volume that the image belongs to: its own, or a `tier` volume's.
     pub volume_uuid: Uuid,
-    /// The image's place among that volume's members.
+    /// The image's place among that volume's tiers, from 1; 0 if it belongs to none.
     pub member_order: u32,
     /// Which tool wrote it.
     pub tool_version: String,
@@ -381,6 +381,12 @@ impl Superblock {
     #[must_use]
     pub fn is_ghost(&self) -> bool {
         self.data_bytes == 0
+    }
+
+    /// The image belongs to a volume over several images, and is none itself.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.volume_uuid != self.uuid
     }
 
     /// Bytes of the volume: what `swapon` sees.

@@ -144,6 +144,10 @@ pub fn build(
             );
             Arc::new(log.map_err(|error| BuildError::System("the log", error))?)
         }
+        BackendOptions::Tier(_) => {
+            let unsupported = io::Error::from(io::ErrorKind::Unsupported);
+            return Err(BuildError::System("the tiers", unsupported));
+        }
         BackendOptions::Ram => {
             let ram = Ram::new(superblock.slot_count, held);
             Arc::new(ram.map_err(|error| BuildError::System("memory for the pages", error))?)
