@@ -344,7 +344,9 @@ impl Image {
             );
             return Err(self.error(ImageErrorKind::WrongDataSection(why), None));
         }
+        // What a member needs, the volume that it belongs to knows.
         if spec.name == types::LOG.name
+            && !superblock.is_member()
             && let Err(why) = LogArea::of(&superblock)
         {
             return Err(self.error(ImageErrorKind::WrongDataSection(why), None));

@@ -18,8 +18,7 @@ use std::sync::Arc;
 use swapfs_format::superblock::{Member, Superblock};
 use uuid::Uuid;
 
-/// Most members of a tier volume that are images.
-pub const MAX_DEVICE_MEMBERS: usize = 8;
+pub use swapfs_format::member::MAX_DEVICE_MEMBERS;
 
 /// Keeps members' descriptors for those who serve after this process.
 pub trait Keeper: Send + Sync + std::fmt::Debug {
@@ -70,6 +69,18 @@ impl Members {
     #[must_use]
     pub fn none() -> Members {
         Members { files: Default::default(), keeper: Arc::new(NoKeeper) }
+    }
+
+    /// Of images that were just opened. Their locks end with the descriptors.
+    ///
+    /// # Errors
+    /// What fcntl(2) answers.
+    pub fn of_open(open: Vec<OpenMember>, keeper: Arc<dyn Keeper>) -> io::Result<Members> {
+        let mut members = Members { files: Default::default(), keeper };
+        for member in open {
+            members.files[member.place] = Some(member.image.file().try_clone()?);
+        }
+        Ok(members)
     }
 
     /// Of what is held for the volume of `image`: places that hold the image itself are empty.

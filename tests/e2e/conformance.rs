@@ -28,7 +28,9 @@ fn volume(type_name: &str, options: &str) -> (Direct, tempfile::NamedTempFile) {
     let image = Image::open_exclusive(file.path(), Access::ReadWrite).unwrap();
     let resources = registry::resources(&typed);
     let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
-    let backend = registry::build(&image, &superblock, &typed, &buffers, &Held::private()).unwrap();
+    let members = swapfsd::members::Members::none();
+    let backend =
+        registry::build(&image, &superblock, &typed, &buffers, &Held::private(), &members).unwrap();
     let volume = Volume::standby(backend, buffers, superblock.slot_count);
     // With faults on, writing the header may fail; the suite writes to slot 0 too.
     if let Err(error) = volume.activate(Some(&superblock.swap_header())) {

@@ -11,6 +11,7 @@ use crate::buffer::BufferPool;
 use crate::filter::{Delay, Fault};
 use crate::held::Held;
 use crate::image::{Image, ImageError, ImageKind};
+use crate::members::Members;
 use crate::trace::{Recorder, TraceError, Traced};
 use log::warn;
 use std::fmt;
@@ -91,7 +92,8 @@ pub fn resources(options: &TypedOptions) -> Resources {
     }
 }
 
-/// Opens the back end that `superblock` names. It is to be [activated](Backend::activate) before
+/// Opens the back end that `superblock` names, and that lies over `members` if its type has any. It
+/// is to be [activated](Backend::activate) before
 /// it is used.
 ///
 /// # Errors
@@ -102,7 +104,10 @@ pub fn build(
     options: &TypedOptions,
     buffers: &BufferPool,
     held: &Held,
+    members: &Members,
 ) -> Result<Arc<dyn Backend>, BuildError> {
+    // Of the types that there are, one has members.
+    let _ = members;
     let recorder = recorder_for(image, superblock, options, held)?;
     let mut backend: Arc<dyn Backend> = match &options.backend {
         BackendOptions::Linear(linear) => {

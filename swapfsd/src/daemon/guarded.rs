@@ -99,10 +99,10 @@ fn start_anew(
     let system = |what: &'static str| move |error: io::Error| StartError::new(what, error);
     let mountpoint = check_mountpoint(&arguments.mountpoint)?;
     let device = open_fuse_device()?;
-    let Opened { image, superblock, options, .. } = opened;
+    let Opened { image, superblock, options, members, .. } = opened;
     let (_, cgroup) = protect::protect_process(options.common.realtime);
     let path = image.path().to_owned();
-    let members = members::places_of(image.file(), &[]).map_err(system("the image"))?;
+    let members = members::places_of(image.file(), &members).map_err(system("the members"))?;
     let mut files = files.into_iter();
     let mut next = || files.next().ok_or_else(|| StartError::new("memory", "too few regions"));
     let holdings = Holdings {

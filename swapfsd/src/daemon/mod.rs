@@ -179,10 +179,12 @@ fn start(arguments: &Arguments, readiness: Readiness) -> Result<(), StartError> 
     match guarded::files_to_hold(&opened) {
         Ok(files) => {
             logging::start_direct(arguments.log_target());
+            opened.warn();
             guarded::run(arguments, opened, files, readiness)
         }
         Err(why) => {
             start_logging(arguments.log_target());
+            opened.warn();
             if opened.options.common.supervisor {
                 log::warn!("no supervisor: {why}: if the daemon dies, what it holds is lost");
             }

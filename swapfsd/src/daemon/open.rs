@@ -6,10 +6,12 @@ use crate::backend::registry::Resources;
 use crate::buffer::{BufferPool, Payloads};
 use crate::fuse::uring::{self, Layout};
 use crate::image::{Access, Image, ImageError};
+use crate::members::{self, OpenMember};
+use log::warn;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use swapfs_format::superblock::Superblock;
-use swapfs_format::types::{Transport, TypedOptions};
+use swapfs_format::types::{BackendOptions, Transport, TypedOptions};
 
 /// An image that may be mounted, and how.
 pub(super) struct Opened {
@@ -18,6 +20,19 @@ pub(super) struct Opened {
     pub(super) options: TypedOptions,
     /// The options as text.
     pub(super) text: String,
+    /// The images of a volume that lies over several.
+    pub(super) members: Vec<OpenMember>,
+    /// What is to be said of the members once there is a log.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Opened {
+    /// Says what is missing.
+    pub(super) fn warn(&self) {
+        for warning in &self.warnings {
+            warn!("{warning}: going on without it");
+        }
+    }
 }
 
 pub(super) fn open_volume(arguments: &Arguments) -> Result<Opened, StartError> {
@@ -25,6 +40,13 @@ pub(super) fn open_volume(arguments: &Arguments) -> Result<Opened, StartError> {
         .map_err(|error| StartError::new(arguments.image.display(), error))?;
     let image = Image::open_exclusive(&path, Access::ReadWrite).map_err(described)?;
     let superblock = image.load().map_err(described)?;
+    if superblock.is_member() {
+        let why = format!(
+            "it belongs to volume {}: mount that volume's image; its tiers come with it",
+            superblock.volume_uuid
+        );
+        return Err(StartError::new(path.display(), why));
+    }
     let (options, text) = options_of(&superblock, arguments)?;
     if !superblock.is_ghost() && image.is_on_tmpfs() {
         return Err(StartError::new(
@@ -33,7 +55,24 @@ pub(super) fn open_volume(arguments: &Arguments) -> Result<Opened, StartError> {
              the machine. Put it on a disk",
         ));
     }
-    Ok(Opened { image, superblock, options, text })
+    let (members, warnings) = open_members(&superblock, &path, &options)?;
+    Ok(Opened { image, superblock, options, text, members, warnings })
+}
+
+/// Opens the images of a volume that lies over several; what is missing is refused, or with
+/// `degraded=on` answered as warnings.
+fn open_members(
+    superblock: &Superblock,
+    path: &Path,
+    options: &TypedOptions,
+) -> Result<(Vec<OpenMember>, Vec<String>), StartError> {
+    let BackendOptions::Tier(tier) = &options.backend else { return Ok(Default::default()) };
+    let (members, missing) = members::find(superblock, path);
+    if missing.is_empty() || tier.degraded {
+        return Ok((members, missing));
+    }
+    let why = format!("{}; mount with -o degraded=on to go on without it", missing.join("; "));
+    Err(StartError::new(path.display(), why))
 }
 
 /// The options in force: the superblock's, and over them those of the command line.

@@ -12,6 +12,7 @@ use crate::fuse::{Connection, Service, Transport};
 use crate::held::Held;
 use crate::image::Image;
 use crate::logging;
+use crate::members::{Members, NoKeeper};
 use crate::overfull::Overfull;
 use crate::protect::{self, OwnCgroup, Protection};
 use crate::reserve::Reserve;
@@ -70,7 +71,7 @@ impl Mounted {
         // Asked for by std when it makes the first thread with a stack of the default size.
         // SAFETY: only the logging thread runs beside this one, and it reads no environment.
         unsafe { std::env::set_var("RUST_MIN_STACK", THREAD_STACK_BYTES) };
-        let Opened { image, superblock, mut options, text } = opened;
+        let Opened { image, superblock, mut options, text, members, .. } = opened;
         let layout = transport_of(&mut options, false)?;
         if layout.is_some() {
             // A queue without a thread would leave the requests of its CPU without an answer.
@@ -86,7 +87,10 @@ impl Mounted {
             Some(layout) => Transport::Uring(layout, buffers.clone()),
             None => Transport::Fuse(resources.threads),
         };
-        let backend = registry::build(&image, &superblock, &options, &buffers, &Held::private())
+        let members = Members::of_open(members, Arc::new(NoKeeper))
+            .map_err(|error| StartError::new("the members", error))?;
+        let held = Held::private();
+        let backend = registry::build(&image, &superblock, &options, &buffers, &held, &members)
             .map_err(|error| StartError::new(arguments.image.display(), error))?;
         let volume = Volume::new(backend, buffers, &superblock.swap_header())
             .map_err(|error| StartError::new("writing the swap header", error))?;

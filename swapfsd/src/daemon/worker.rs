@@ -1,5 +1,7 @@
 //! The process that serves, or waits to: everything but the supervisor.
 
+mod guard;
+mod keeper;
 mod standby;
 
 use super::open::{buffers_for, options_of, transport_of};
@@ -21,10 +23,12 @@ use crate::stats::json::Identity;
 use crate::supervisor::link::{Holdings, Kind, Link};
 use crate::sys::address_space::{self, Companion};
 use crate::sys::event::EventFd;
-use crate::sys::spawn::{self as processes, Command, Process};
+use crate::sys::spawn as processes;
 use crate::sys::{pin, process};
 use crate::volume::Volume;
 use crate::{crash, logging, trace};
+use guard::Guard;
+use keeper::LinkKeeper;
 use log::{error, info, warn};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -87,7 +91,7 @@ fn serve_for(arguments: &Arguments, link: &Link) -> Result<(), StartError> {
     let holdings =
         holdings.ok_or_else(|| StartError::new("the link", "nothing was handed over"))?;
     let is_first = role == Some(Kind::ServeFirst);
-    let mut worker = Worker::new(arguments, holdings, is_first)?;
+    let mut worker = Worker::new(arguments, holdings, is_first, link)?;
     if is_first {
         worker.serve_first(arguments, link)?;
         crash::pass(Point::DaemonUnannounced);
@@ -108,7 +112,9 @@ fn serve_for(arguments: &Arguments, link: &Link) -> Result<(), StartError> {
 
 /// Everything that serves, or is about to.
 struct Worker {
-    holdings: Holdings,
+    keeper: Arc<LinkKeeper>,
+    /// Another descriptor of the connection to the kernel.
+    fuse: File,
     image: PathBuf,
     mountpoint: PathBuf,
     page: &'static Page,
@@ -135,6 +141,7 @@ impl Worker {
         arguments: &Arguments,
         holdings: Holdings,
         is_first: bool,
+        link: &Link,
     ) -> Result<Worker, StartError> {
         let system = |what: &'static str| move |error: io::Error| StartError::new(what, error);
         let copy = |file: &File| file.try_clone().map_err(system("a descriptor"));
@@ -165,7 +172,12 @@ impl Worker {
         let [one, two, three, four] = &holdings.regions;
         let regions = [copy(one)?, copy(two)?, copy(three)?, copy(four)?];
         let held = Held::regions(regions, !is_first);
-        let backend = registry::build(&image, &superblock, &options, &buffers, &held)
+        let fuse = copy(&holdings.fuse)?;
+        let link = link.try_clone().map_err(system("the link"))?;
+        let keeper = Arc::new(LinkKeeper::new(holdings, link));
+        // Not kept here: what is removed later is to have no lock on it any more.
+        let members = keeper.members(image.file()).map_err(system("the members"))?;
+        let backend = registry::build(&image, &superblock, &options, &buffers, &held, &members)
             .map_err(|error| StartError::new(arguments.image.display(), error))?;
         let volume = Volume::standby(backend, buffers, superblock.slot_count);
         let identity = Arc::new(Identity {
@@ -187,7 +199,8 @@ impl Worker {
         let awake = awake_of(&options)?;
         let service = Arc::new(Service::new(Arc::clone(&volume), identity, awake));
         let mut worker = Worker {
-            holdings,
+            keeper,
+            fuse,
             image: arguments.image.clone(),
             mountpoint: arguments.mountpoint.clone(),
             page: control.page(),
@@ -220,7 +233,7 @@ impl Worker {
         self.volume
             .activate(Some(&header))
             .map_err(|error| StartError::new("starting the back end", error))?;
-        let device = self.holdings.fuse.try_clone().map_err(system("a descriptor"))?;
+        let device = self.fuse.try_clone().map_err(system("a descriptor"))?;
         let service = Arc::clone(&self.service);
         let connection = Connection::new(service, device.into(), self.transport.clone());
         let connection = connection.map_err(system("FUSE handshake"))?;
@@ -287,7 +300,7 @@ impl Worker {
             if processes::readiness(self.session_ended.as_raw_fd()) & libc::POLLIN != 0 {
                 break;
             }
-            match guard.look(&self.holdings, self.page) {
+            match guard.look(&self.keeper, self.page) {
                 Some(Kind::Drain) => self.drain(guard.link()),
                 Some(Kind::GoOn) => self.call_off(),
                 _ => {}
@@ -379,104 +392,4 @@ impl Worker {
         self.page.heartbeat.fetch_add(1, Relaxed);
         self.beating.store(true, Relaxed);
     }
-}
-
-/// Who watches over this worker; should they die, it finds itself someone new.
-struct Guard<'a> {
-    arguments: &'a Arguments,
-    first: &'a Link,
-    /// The one that this worker has started, and its end of the link.
-    started: Option<(Process, Link)>,
-    alone: bool,
-    retry: Duration,
-    started_at: Instant,
-}
-
-impl<'a> Guard<'a> {
-    fn new(arguments: &'a Arguments, link: &'a Link) -> Guard<'a> {
-        Guard {
-            arguments,
-            first: link,
-            started: None,
-            alone: false,
-            retry: Duration::ZERO,
-            started_at: Instant::now(),
-        }
-    }
-
-    fn link(&self) -> &Link {
-        self.started.as_ref().map_or(self.first, |(_, link)| link)
-    }
-
-    /// The other end of the link is closed.
-    fn is_bereft(&self) -> bool {
-        self.alone || processes::readiness(self.link().as_raw_fd()) & libc::POLLHUP != 0
-    }
-
-    fn descriptor(&self) -> i32 {
-        if self.alone { -1 } else { self.link().as_raw_fd() }
-    }
-
-    /// While somebody watches there is nothing to be done here.
-    fn time_to_wait(&self) -> Option<Duration> {
-        self.alone.then(|| self.retry.saturating_sub(self.started_at.elapsed()))
-    }
-
-    /// Answers what the supervisor says.
-    fn look(&mut self, holdings: &Holdings, page: &Page) -> Option<Kind> {
-        let mut said = None;
-        if !self.alone && processes::readiness(self.link().as_raw_fd()) & libc::POLLIN != 0 {
-            match self.link().next() {
-                Ok(Some(packet)) => said = packet.kind(),
-                Ok(None) | Err(_) => self.bereft(page),
-            }
-        }
-        if self.alone && self.started_at.elapsed() >= self.retry {
-            self.start(holdings);
-        }
-        said
-    }
-
-    fn bereft(&mut self, page: &Page) {
-        self.alone = true;
-        page.supervisor_pid.store(0, Relaxed);
-        page.standby_pid.store(0, Relaxed);
-        if let Some((process, _)) = &self.started {
-            // Our child: its remains are cleared away.
-            let _ = process.wait(Duration::from_secs(1));
-        }
-        let lived = self.started_at.elapsed();
-        self.retry = match lived {
-            _ if self.started.is_none() || lived > SUPERVISOR_RETRY_MOST => Duration::ZERO,
-            _ => (self.retry * 2).clamp(SUPERVISOR_RETRY, SUPERVISOR_RETRY_MOST),
-        };
-        error!("the supervisor has died: the worker goes on, and starts another one");
-    }
-
-    fn start(&mut self, holdings: &Holdings) {
-        self.started_at = Instant::now();
-        match start_supervisor(self.arguments, holdings) {
-            Ok(started) => {
-                self.started = Some(started);
-                self.alone = false;
-            }
-            Err(error) => {
-                self.retry = (self.retry * 2).clamp(SUPERVISOR_RETRY, SUPERVISOR_RETRY_MOST);
-                error!("starting a supervisor: {error}: again in {} s", self.retry.as_secs());
-            }
-        }
-    }
-}
-
-/// Starts a supervisor and hands everything over to it.
-fn start_supervisor(arguments: &Arguments, holdings: &Holdings) -> io::Result<(Process, Link)> {
-    use std::os::fd::AsFd;
-    let option = format!("--supervise={}", processes::LINK_DESCRIPTOR);
-    let (image, mount) = (&arguments.image, &arguments.mountpoint);
-    let words = arguments.derived("swapfsd", Some(&option), image, mount);
-    let command = Command::new(File::open("/proc/self/exe")?, &words)?;
-    let (ours, theirs) = Link::pair()?;
-    ours.hand_over(Kind::Adopt, holdings)?;
-    let process = command.start(theirs.as_fd())?;
-    Ok((process, ours))
 }

@@ -14,6 +14,7 @@
 
 pub mod backoff;
 pub mod link;
+pub mod members;
 pub mod store;
 mod succession;
 pub mod upgrade;
@@ -115,6 +116,7 @@ pub struct Supervisor {
     serving: Option<Worker>,
     standby: Option<Worker>,
     candidate: Option<upgrade::Candidate>,
+    change: members::Change,
     watchdog: Watchdog,
     backoff: Backoff,
     /// The death that has not been made up for yet.
@@ -145,6 +147,8 @@ impl Supervisor {
     pub fn new(parts: Parts) -> io::Result<Supervisor> {
         let signals = spawn::signal_descriptor(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
         spawn::adopt_orphans();
+        // Remembered now: later it would take memory.
+        let _ = store::socket();
         let page = parts.control.page();
         page.supervisor_pid.store(std::process::id(), SeqCst);
         let known = [page.worker_pid.load(SeqCst) as libc::pid_t; 2];
@@ -156,6 +160,7 @@ impl Supervisor {
             serving: None,
             standby: None,
             candidate: None,
+            change: members::Change::default(),
             backoff: Backoff::default(),
             died_ns: None,
             not_before_ns: 0,
@@ -287,8 +292,11 @@ impl Supervisor {
             let link = if worker.mute { -1 } else { worker.link.as_raw_fd() };
             [worker.process.as_raw_fd(), link]
         });
-        let others: [RawFd; 2] =
-            [self.signals.as_raw_fd(), self.parts.door.as_ref().map_or(-1, AsRawFd::as_raw_fd)];
+        let others: [RawFd; 3] = [
+            self.signals.as_raw_fd(),
+            self.parts.door.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+            self.change.dismissed().map_or(-1, |worker| worker.process.as_raw_fd()),
+        ];
         for (entry, descriptor) in polled.iter_mut().zip(descriptors.chain(others)) {
             entry.fd = descriptor;
         }
@@ -301,6 +309,7 @@ impl Supervisor {
         self.hear_serving();
         self.hear_standby();
         self.hear_candidate();
+        self.answer_change();
         self.look_for_death();
         if self.end.is_some() {
             return;
@@ -360,6 +369,8 @@ impl Supervisor {
                 Some(Kind::Ended) => self.end = Some(End::Unmounted),
                 Some(Kind::Drained) => self.kill_drained(),
                 Some(Kind::NotDrained) => self.upgrade_not_drained(packet.payload()),
+                Some(Kind::HoldMember) => self.hold_member(packet),
+                Some(Kind::ForgetMember) => self.forget_member(&packet),
                 Some(Kind::Failed) => {
                     self.failure.set(packet.payload());
                     if self.has_served {
@@ -475,7 +486,8 @@ impl Supervisor {
     /// What dead workers leave: see [`crate::sys::address_space`].
     fn bury_companions(&self) {
         let candidate = self.candidate.as_ref().and_then(upgrade::Candidate::worker);
-        let workers = [self.serving.as_ref(), self.standby.as_ref(), candidate];
+        let dismissed = self.change.dismissed();
+        let workers = [self.serving.as_ref(), self.standby.as_ref(), candidate, dismissed];
         spawn::reap_others(&workers.map(|worker| worker.map_or(0, |worker| worker.process.pid())));
     }
 

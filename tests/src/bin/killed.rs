@@ -101,7 +101,9 @@ fn standby(arguments: &Arguments) -> (std::sync::Arc<Volume>, Superblock) {
     let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
     let regions = std::array::from_fn(|index| open(&arguments.regions[index]));
     let held = Held::regions(regions, arguments.adopted);
-    let backend = registry::build(&image, &superblock, &typed, &buffers, &held).unwrap();
+    let members = swapfsd::members::Members::none();
+    let backend =
+        registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
     (Volume::standby(backend, buffers, superblock.slot_count), superblock)
 }
 

@@ -124,7 +124,9 @@ fn open(path: &Path, superblock: &Superblock, options: &str, new: bool) -> Opene
     let image = Image::open_exclusive(path, Access::ReadWrite).unwrap();
     let resources = registry::resources(&typed);
     let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
-    let backend = registry::build(&image, superblock, &typed, &buffers, &Held::private()).unwrap();
+    let members = swapfsd::members::Members::none();
+    let backend =
+        registry::build(&image, superblock, &typed, &buffers, &Held::private(), &members).unwrap();
     let volume = Volume::new(backend, buffers, &superblock.swap_header()).unwrap();
     Opened { volume, slots: superblock.slot_count }
 }

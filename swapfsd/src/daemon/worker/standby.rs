@@ -38,7 +38,7 @@ impl Worker {
         let service = Arc::clone(&self.service);
         let broken = || system("a FUSE session");
         if let Transport::Uring(layout, buffers) = &self.transport {
-            let device = self.holdings.fuse.try_clone().map_err(broken())?.into();
+            let device = self.fuse.try_clone().map_err(broken())?.into();
             let waiting = Connection::waiting_by_rings(service, device, *layout, buffers.clone());
             self.start_session(waiting.map_err(broken())?)?;
         } else {
@@ -143,7 +143,7 @@ impl Worker {
             .map_err(|error| StartError::new("taking the volume over", error))?;
         let activated = started.elapsed();
         let started_serving = match (&self.waiting, &self.rings) {
-            (Some(waiting), _) => waiting.start(&self.holdings.fuse),
+            (Some(waiting), _) => waiting.start(&self.fuse),
             (None, Some(rings)) => rings.serve_drained(),
             (None, None) => Ok(()),
         };
