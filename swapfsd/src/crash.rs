@@ -69,13 +69,33 @@ pub enum Point {
     LogEmptied,
     /// `log`: half of what a predecessor left is taken over.
     LogActivating,
+    /// `tier`: a load is complete in memory, and not written.
+    TierLoaded,
+    /// `tier`: a load is on its member, and no entry names it.
+    TierWritten,
+    /// `tier`: an object's new place is published, its old one not freed.
+    TierPublished,
+    /// `tier`: an object was copied to the top, and is not published there.
+    TierPromoted,
+    /// `tier`: an object's place in the top is published, its old one not freed.
+    TierPromotePublished,
+    /// `tier`: a page has lost its copy below, which is not freed.
+    TierCopyDropped,
+    /// `tier`: some of what is on a tier that is being emptied was moved.
+    TierEvacuated,
+    /// `tier`: an empty member is no part of the volume any more, and still held.
+    TierWithdrawn,
+    /// `tier`: a new member is held by the supervisor, and no part of the volume.
+    TierHeld,
+    /// `tier`: a new member is part of the volume.
+    TierAdded,
     /// The first worker serves requests, and its supervisor does not know yet.
     DaemonUnannounced,
 }
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 30] = [
+    pub const ALL: [Point; 40] = [
         Point::LinearMarked,
         Point::LinearWritten,
         Point::LinearDiscarded,
@@ -105,6 +125,16 @@ impl Point {
         Point::LogCollected,
         Point::LogEmptied,
         Point::LogActivating,
+        Point::TierLoaded,
+        Point::TierWritten,
+        Point::TierPublished,
+        Point::TierPromoted,
+        Point::TierPromotePublished,
+        Point::TierCopyDropped,
+        Point::TierEvacuated,
+        Point::TierWithdrawn,
+        Point::TierHeld,
+        Point::TierAdded,
         Point::DaemonUnannounced,
     ];
 

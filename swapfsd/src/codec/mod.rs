@@ -9,6 +9,7 @@
 //!
 //! An [`Encoder`] owns all memory that this takes, so that encoding allocates nothing.
 
+use std::cell::Cell;
 use std::fmt;
 use swapfs_format::PAGE_LEN;
 use swapfs_format::types::Algorithm;
@@ -154,6 +155,7 @@ impl Decoder {
     /// Decodes a zstd object into one page; false if the bytes are not one page.
     #[must_use]
     pub fn decode_zstd(&mut self, bytes: &[u8], page: &mut [u8]) -> bool {
+        count_decode();
         self.zstd.decompress(page, bytes) == Ok(PAGE_LEN)
     }
 }
@@ -162,6 +164,7 @@ impl Decoder {
 /// are not one page.
 #[must_use]
 pub fn decode(encoding: Encoding, bytes: &[u8], page: &mut [u8]) -> bool {
+    count_decode();
     match encoding {
         Encoding::Raw if bytes.len() == page.len() => {
             page.copy_from_slice(bytes);
@@ -170,6 +173,20 @@ pub fn decode(encoding: Encoding, bytes: &[u8], page: &mut [u8]) -> bool {
         Encoding::Lz4 => matches!(lz4_flex::block::decompress_into(bytes, page), Ok(PAGE_LEN)),
         _ => false,
     }
+}
+
+thread_local! {
+    static DECODES: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count_decode() {
+    DECODES.with(|decodes| decodes.set(decodes.get() + 1));
+}
+
+/// How many objects this thread has decoded: a thread that moves objects has no need to.
+#[must_use]
+pub fn decodes_of_this_thread() -> u64 {
+    DECODES.with(Cell::get)
 }
 
 /// The checksum that goes with an object: CRC-32 of its bytes and its encoding.

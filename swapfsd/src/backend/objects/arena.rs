@@ -114,6 +114,8 @@ pub(in crate::backend) struct Arena {
     /// State and live bytes of each segment, in memory that is there as soon as the segment is.
     kept: Arc<Kept>,
     limit_segments: u32,
+    /// The slot table's segments don't count against the limit.
+    table_beside: bool,
     reserve_segments: usize,
     /// So many writes wait for a segment at most: the other threads are for reads.
     max_waiting: usize,
@@ -150,6 +152,13 @@ pub(in crate::backend) fn segments_for(limit_bytes: u64, reserve_bytes: u64) -> 
     (limit, reserve, limit + 2 * reserve + 2 * COMPACTOR_SEGMENTS as u32)
 }
 
+/// Segments that the table of so many slots takes at most, with a word beside each entry.
+pub(in crate::backend) fn table_segments_for(slot_count: u64) -> u32 {
+    let leaves = slot_count.div_ceil(512);
+    let frames = 2 * leaves + leaves.div_ceil(512) + 1;
+    frames.div_ceil(u64::from(FRAMES_PER_SEGMENT)) as u32
+}
+
 impl Arena {
     /// The arena that `kept` lays out: nothing of it is populated, or what a predecessor has.
     ///
@@ -169,6 +178,7 @@ impl Arena {
             mapping,
             kept,
             limit_segments,
+            table_beside: false,
             reserve_segments: reserve_segments as usize,
             max_waiting,
             patience,
@@ -196,6 +206,23 @@ impl Arena {
         };
         arena.touch_lists();
         Ok(arena)
+    }
+
+    /// The limit is for objects alone from now on: the table is put beside it.
+    pub(in crate::backend) fn put_table_beside(&mut self) {
+        self.table_beside = true;
+    }
+
+    /// Segments that may be in use.
+    fn limit(&self) -> u32 {
+        match self.table_beside {
+            false => self.limit_segments,
+            true => {
+                let frames = self.table_frames.load(Ordering::Relaxed);
+                // One more, which is being used up.
+                self.limit_segments + frames.div_ceil(FRAMES_PER_SEGMENT) + 1
+            }
+        }
     }
 
     fn info(&self, segment: u32) -> &AtomicU32 {
@@ -247,13 +274,13 @@ impl Arena {
 
     /// Takes a segment for objects, and waits a moment if there is none. `None`: refused.
     pub(in crate::backend) fn take_for_write(&self) -> Option<u32> {
-        if let Some(segment) = self.take(COMPACTOR_SEGMENTS, self.limit_segments, State::Open) {
+        if let Some(segment) = self.take(COMPACTOR_SEGMENTS, self.limit(), State::Open) {
             return Some(segment);
         }
         let deadline = Instant::now() + self.patience;
         loop {
             // At the limit only the compactor can help, and only if there is something to gain.
-            if self.in_use.load(Ordering::Relaxed) >= self.limit_segments
+            if self.in_use.load(Ordering::Relaxed) >= self.limit()
                 && self.freed_bytes.load(Ordering::Relaxed)
                     < self.no_gain_until.load(Ordering::Relaxed)
             {
@@ -272,7 +299,7 @@ impl Arena {
             // Below the limit more memory is on its way, and it takes milliseconds: a write that is
             // refused meanwhile (seen: medium writes of all threads at once) would be worse than a
             // read that waits as long.
-            let at_limit = self.in_use.load(Ordering::Relaxed) >= self.limit_segments;
+            let at_limit = self.in_use.load(Ordering::Relaxed) >= self.limit();
             if at_limit && pools.waiting >= self.max_waiting {
                 return None;
             }
@@ -280,7 +307,7 @@ impl Arena {
             pools = self.freed.wait_timeout(pools, Duration::from_millis(5));
             pools.waiting -= 1;
             drop(pools);
-            if let Some(segment) = self.take(COMPACTOR_SEGMENTS, self.limit_segments, State::Open) {
+            if let Some(segment) = self.take(COMPACTOR_SEGMENTS, self.limit(), State::Open) {
                 return Some(segment);
             }
         }
@@ -290,9 +317,9 @@ impl Arena {
     /// those that only the compactor may take, beyond the limit too.
     pub(in crate::backend) fn take_for_move(&self, set_aside: usize) -> Option<u32> {
         if set_aside > 0 {
-            self.take(0, self.limit_segments + COMPACTOR_SEGMENTS as u32, State::Open)
+            self.take(0, self.limit() + COMPACTOR_SEGMENTS as u32, State::Open)
         } else {
-            self.take(self.reserve_segments / 2, self.limit_segments, State::Open)
+            self.take(self.reserve_segments / 2, self.limit(), State::Open)
         }
     }
 
@@ -387,7 +414,7 @@ impl Arena {
     /// Tells who waits; under the lock, so that nobody misses it.
     fn became_free(&self, pools: &Pools) {
         let usable = pools.free.len() > COMPACTOR_SEGMENTS
-            && self.in_use.load(Ordering::Relaxed) < self.limit_segments;
+            && self.in_use.load(Ordering::Relaxed) < self.limit();
         if usable {
             self.exhausted.store(false, Ordering::Relaxed);
             if pools.waiting > 0 {
@@ -484,6 +511,12 @@ impl Arena {
     /// There may be something to gain again.
     pub(in crate::backend) fn forget_no_gain(&self) {
         self.no_gain_until.store(0, Ordering::Relaxed);
+    }
+
+    /// Can [`Arena::take_for_move`] take one beyond those that are set aside?
+    pub(in crate::backend) fn has_room_to_spare(&self) -> bool {
+        self.in_use.load(Ordering::Relaxed) + 1 < self.limit()
+            && self.free_segments() > self.reserve_segments / 2 + 1
     }
 
     pub(in crate::backend) fn free_segments(&self) -> usize {

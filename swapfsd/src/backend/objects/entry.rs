@@ -14,7 +14,8 @@
 //! and this entry names it too: who counts entries again needs to know which objects are shared
 //! (`zmem`'s index of identical pages). `check` has the parity of every third bit of kind, length and place: a
 //! flipped bit shall not name another object. The length is that of the encoded bytes; the
-//! object's checksum lies in front of them. `tried` is set when recompression did not pay.
+//! object's checksum lies in front of them. `tried` is set when recompression did not pay; of an
+//! object below the arena of a `tier` volume, when it was read once.
 //!
 //! A same-filled page has its word in the entry, where 48 bits can say it: with zeros above, ones
 //! above, zeros below, or as one 32-bit word twice. Other words stand beside the entry, in the
@@ -309,6 +310,17 @@ impl Entry {
     /// As [`Entry::was_tried`] from now on.
     pub(in crate::backend) fn tried(self) -> Entry {
         Entry(self.0 | TRIED)
+    }
+
+    /// As [`Entry::was_tried`] no more.
+    pub(in crate::backend) fn not_tried(self) -> Entry {
+        Entry(self.0 & !TRIED)
+    }
+
+    /// Of that age. Of objects only.
+    pub(in crate::backend) fn with_age(self, age: u64) -> Entry {
+        debug_assert!(age <= OLDEST);
+        Entry(self.0 & !AGE_MASK | age << AGE_SHIFT)
     }
 
     /// This object's age and `tried`, for an entry that says where it went.

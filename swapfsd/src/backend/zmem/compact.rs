@@ -171,7 +171,7 @@ fn move_object(store: &Store, open: &mut OpenSegment, slot: u64, cell: &AtomicU6
     let moved = store.place(open, Purpose::Compact, object.encoding, checksum, bytes);
     let Some(moved) = moved else { return };
     crash::pass(Point::ZmemMoved);
-    let new = moved.with_history_of(entry);
+    let new = store.with_copy_of(moved.with_history_of(entry), entry);
     // The age may have changed since: that is no loss.
     cell.store(new.0, Ordering::Release);
     drop(alone);

@@ -4,6 +4,7 @@ use super::Store;
 use super::entry::{Entry, Meaning};
 use crate::backend::objects::counts::Counts;
 use crate::codec::Encoding;
+use swapfs_format::PAGE_LEN;
 
 /// Steps of the histogram of compressed sizes, 256 bytes each.
 const SIZE_STEPS: usize = 16;
@@ -116,9 +117,11 @@ fn for_each_count(meaning: Meaning, mut add: impl FnMut(usize, i64)) {
                 Encoding::Lz4 => Field::Lz4Pages,
                 Encoding::Zstd => Field::ZstdPages,
             };
+            // A block of a member has a part of its checksum where others have their length.
+            let len = if object.encoding == Encoding::Raw { PAGE_LEN } else { object.len };
             add(kind as usize, 1);
-            add(Field::EncodedBytes as usize, object.len as i64);
-            add(Field::Size0 as usize + (object.len - 1) / 256, 1);
+            add(Field::EncodedBytes as usize, len as i64);
+            add(Field::Size0 as usize + (len - 1) / 256, 1);
         }
         Meaning::Discarded(_) | Meaning::Discarding(_) | Meaning::Damaged => {}
     }

@@ -33,12 +33,24 @@ pub(super) fn rebuild(store: &Store) -> io::Result<()> {
     crash::pass(Point::ZmemActivating);
     let mut tally = Tally::default();
     let live = arena.live_counts();
+    if let Some(lower) = &store.lower {
+        lower.begin_count();
+    }
     match store.dedup() {
-        None => for_each_entry(store, |entry| {
+        None => store.table.for_each(0, store.table.slot_count(), |slot, cell| {
+            let entry = Entry(cell.load(Ordering::Relaxed));
             let meaning = entry.meaning();
             tally.add(meaning);
-            if let Meaning::Object(object) = meaning {
-                live.add(object.location, object.stored_bytes());
+            let Meaning::Object(object) = meaning else { return };
+            match &store.lower {
+                Some(lower) if object.device_offset().is_some() => lower.count(&object),
+                Some(lower) => {
+                    live.add(object.location, object.stored_bytes());
+                    if let Some(copy) = store.copy_of(slot, entry).and_then(Entry::as_object) {
+                        lower.count(&copy);
+                    }
+                }
+                None => live.add(object.location, object.stored_bytes()),
             }
         }),
         Some(dedup) => {
@@ -74,6 +86,9 @@ pub(super) fn rebuild(store: &Store) -> io::Result<()> {
     }
     store.counters.adopt(&tally);
     arena.end_adoption();
+    if let Some(lower) = &store.lower {
+        lower.end_count();
+    }
     Ok(())
 }
 

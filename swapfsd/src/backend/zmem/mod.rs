@@ -15,6 +15,7 @@
 //! * [`fanout`]: a large write on several threads.
 //! * [`kept`]: what else outlives the process, where a supervisor holds the memory.
 //! * [`derived`]: everything that is not in the table again, from a scan of it.
+//! * [`below`]: of use where this is the top of a `tier` volume, only.
 //!
 //! **Killed at any instruction**, a successor finds the table in a state in which each slot has
 //! its old page or its new one. What it must be able to rely on is little: an object's bytes are
@@ -28,6 +29,7 @@
 //! page, never two of them at once, and the locks that are taken under it (a bucket of the
 //! index, the free list, a decoder) are never held when a slot's is asked for.
 
+mod below;
 mod compact;
 mod counters;
 mod dedup;
@@ -36,6 +38,7 @@ mod pool;
 mod recompress;
 
 use super::objects::{Slots, WritePages, arena, entry, fanout, fill, kept, lock_any, table};
+use super::tier::Lower;
 use super::{AtStart, Backend};
 use crate::codec::{self, Decoder, Encoded, Encoder, Encoding};
 use crate::crash::{self, Point};
@@ -44,13 +47,14 @@ use crate::held::Held;
 use crate::sync::{Condvar, Mutex};
 use crate::sys::memory;
 use arena::Arena;
+pub(in crate::backend) use below::{Found, Replaced};
 use counters::{Counters, Field};
 use dedup::Dedup;
 use derived::MayBeShared;
 use entry::{AGE_MASK, Entry, Meaning, Object};
 use fanout::Fanout;
 use kept::{Kept, Layout};
-use pool::{OpenSegment, Pool, Purpose};
+pub(in crate::backend) use pool::{OpenSegment, Pool, Purpose};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,34 +71,36 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// What a thread needs to encode and store; there are enough for all threads.
 #[derive(Debug)]
-struct Writer {
+pub(in crate::backend) struct Writer {
     encoder: Encoder,
-    open: OpenSegment,
+    pub(in crate::backend) open: OpenSegment,
 }
 
 /// Everything but the threads.
 #[derive(Debug)]
-struct Store {
-    table: Table,
-    pool: Pool,
-    slots: Slots,
+pub(in crate::backend) struct Store {
+    pub(in crate::backend) table: Table,
+    pub(in crate::backend) pool: Pool,
+    pub(in crate::backend) slots: Slots,
+    /// What lies below the arena, if anything does. Then there is no index of identical pages.
+    pub(in crate::backend) lower: Option<Arc<Lower>>,
     dedup: Dedup,
     /// Of use while a predecessor's memory is taken over, only.
     shared: Mutex<MayBeShared>,
     counters: Counters,
-    writers: Box<[Mutex<Writer>]>,
-    decoders: Box<[Mutex<Decoder>]>,
+    pub(in crate::backend) writers: Box<[Mutex<Writer>]>,
+    pub(in crate::backend) decoders: Box<[Mutex<Decoder>]>,
     kept: Arc<Kept>,
     /// Until it is active, the memory is a predecessor's and nothing is changed in it.
     active: Mutex<bool>,
     activated: Condvar,
-    stop: AtomicBool,
+    pub(in crate::backend) stop: AtomicBool,
 }
 
 /// The back end.
 #[derive(Debug)]
 pub struct Zmem {
-    store: Arc<Store>,
+    pub(in crate::backend) store: Arc<Store>,
     fanout: Fanout,
     threads: Vec<JoinHandle<()>>,
 }
@@ -112,9 +118,30 @@ impl Zmem {
         threads: u32,
         held: &Held,
     ) -> io::Result<Zmem> {
-        let kept = Arc::new(Kept::new(held, layout(slot_count, options))?);
-        let max_waiting = (threads as usize).max(6) - 2;
-        let arena = Arc::new(Arena::new(held, Arc::clone(&kept), max_waiting, PATIENCE)?);
+        Zmem::top_of(slot_count, options, threads, held, None)
+    }
+
+    /// As [`Zmem::new`], with something below the arena: the limit is then for pages alone, with
+    /// the slot table beside it, and writes wait longer for room.
+    pub(in crate::backend) fn top_of(
+        slot_count: u64,
+        options: &ZmemOptions,
+        threads: u32,
+        held: &Held,
+        lower: Option<Arc<Lower>>,
+    ) -> io::Result<Zmem> {
+        let layout = layout(slot_count, options, lower.is_some());
+        let kept = Arc::new(Kept::new(held, layout)?);
+        let (max_waiting, patience) = match lower {
+            None => ((threads as usize).max(6) - 2, PATIENCE),
+            // They are slowed down, and not refused as long as there is room below.
+            Some(_) => (usize::MAX, below::IMPATIENCE),
+        };
+        let mut arena = Arena::new(held, Arc::clone(&kept), max_waiting, patience)?;
+        if lower.is_some() {
+            arena.put_table_beside();
+        }
+        let arena = Arc::new(arena);
         let dedup = Dedup::new(held, Arc::clone(&kept), options.dedup)?;
         if !held.is_adopted() {
             arena.fill_reserve()?;
@@ -126,6 +153,7 @@ impl Zmem {
             dedup,
             shared: Mutex::new(MayBeShared::new(held.is_adopted())),
             pool: Pool { arena },
+            lower,
             slots: Slots::default(),
             counters: Counters::default(),
             writers: (0..writers)
@@ -153,7 +181,12 @@ impl Zmem {
         Ok(zmem)
     }
 
-    fn spawn(&mut self, name: &str, body: impl FnOnce(&Store) + Send + 'static) -> io::Result<()> {
+    /// Starts a thread of the background, which ends when the store says so.
+    pub(in crate::backend) fn spawn(
+        &mut self,
+        name: &str,
+        body: impl FnOnce(&Store) + Send + 'static,
+    ) -> io::Result<()> {
         let store = Arc::clone(&self.store);
         let thread = std::thread::Builder::new().name(name.to_owned());
         self.threads.push(thread.spawn(move || body(&store))?);
@@ -161,13 +194,20 @@ impl Zmem {
     }
 }
 
-impl Drop for Zmem {
-    fn drop(&mut self) {
+impl Zmem {
+    /// Has all threads of the background end.
+    pub(in crate::backend) fn stop_soon(&self) {
         {
             let _unchanged = self.store.active.lock();
             self.store.stop.store(true, Ordering::SeqCst);
         }
         self.store.activated.notify_all();
+    }
+}
+
+impl Drop for Zmem {
+    fn drop(&mut self) {
+        self.stop_soon();
         self.fanout.stop();
         for thread in self.threads.drain(..) {
             while !thread.is_finished() {
@@ -187,15 +227,20 @@ fn default_limit(slot_count: u64) -> u64 {
 }
 
 /// How a new volume's memory is divided up.
-fn layout(slot_count: u64, options: &ZmemOptions) -> Layout {
+fn layout(slot_count: u64, options: &ZmemOptions, table_beside: bool) -> Layout {
     let limit_bytes = options.limit_bytes.unwrap_or_else(|| default_limit(slot_count));
     let reserve_bytes = options.reserve_bytes.min(limit_bytes);
     let (limit_segments, reserve_segments, segment_count) =
         arena::segments_for(limit_bytes, reserve_bytes);
+    // Entries, and a word beside each of them.
+    let table_segments = match table_beside {
+        true => arena::table_segments_for(slot_count),
+        false => 0,
+    };
     Layout {
         slot_count,
         node_slots: table::NODE_SLOTS,
-        segment_count,
+        segment_count: segment_count + table_segments,
         limit_segments,
         reserve_segments,
         max_buckets: dedup::max_buckets_for(limit_bytes),
@@ -210,7 +255,7 @@ fn keep_reserve(store: &Store) {
 
 impl Store {
     /// For the threads of the background; false if there will be nothing to do.
-    fn wait_until_active(&self) -> bool {
+    pub(in crate::backend) fn wait_until_active(&self) -> bool {
         let mut active = self.active.lock();
         while !*active && !self.stop.load(Ordering::SeqCst) {
             active = self.activated.wait(active);
@@ -224,10 +269,7 @@ impl Store {
     }
 
     fn write_page(&self, writer: &mut Writer, slot: u64, page: &[u8]) -> Result<()> {
-        let no_space = || {
-            self.counters.add(Field::Refused, 1);
-            Error::new(ErrorKind::NoSpace, Operation::Write, slot)
-        };
+        let no_space = || Error::new(ErrorKind::NoSpace, Operation::Write, slot);
         let Writer { encoder, open } = writer;
         let entry = match encoder.encode(page) {
             Encoded::SameFilled(word) => {
@@ -252,7 +294,7 @@ impl Store {
 
     /// There is no room: what other writers have open may have some, or may be full of dead
     /// objects, and the compactor can only get at it when it is closed. False: nothing was open.
-    fn close_other_writers(&self) -> bool {
+    pub(in crate::backend) fn close_other_writers(&self) -> bool {
         let mut closed = false;
         for mut writer in self.writers.iter().filter_map(Mutex::try_lock) {
             closed |= self.pool.close(&mut writer.open);
@@ -297,11 +339,11 @@ impl Store {
     fn publish(&self, slot: u64, entry: Entry) -> Option<()> {
         let cell = self.table.cell_or_make(slot)?;
         let alone = self.slots.of(slot).write();
-        let old = Entry(cell.swap(entry.0, Ordering::AcqRel));
+        let old = self.swap(slot, cell, entry);
         drop(alone);
         crash::pass(Point::ZmemPublished);
-        self.counters.replaced(old, entry);
-        self.release(old);
+        self.counters.replaced(old.entry, entry);
+        self.release_all(old);
         Some(())
     }
 
@@ -319,6 +361,8 @@ impl Store {
     ) -> Option<()> {
         let beside = self.table.word_or_make(slot)?;
         let cell = self.table.cell_or_make(slot)?;
+        // The word may be where a page's copy below is noted.
+        self.drop_copy(slot, cell);
         let before = Entry(cell.load(Ordering::Acquire));
         let replaces_word = matches!(before.meaning(), Meaning::SameFilledBeside(_))
             && beside.load(Ordering::Acquire) != word;
@@ -354,20 +398,22 @@ impl Store {
     }
 
     /// Frees the object of an entry that is no longer in the table.
-    fn release(&self, old: Entry) {
+    pub(in crate::backend) fn release(&self, old: Entry) {
         if let Some(object) = old.as_object() {
-            match self.dedup() {
-                Some(dedup) => dedup.release(&self.pool, &object),
-                None => self.pool.free(&object),
+            match (&self.lower, self.dedup()) {
+                (Some(lower), _) if object.device_offset().is_some() => lower.free(&object),
+                (_, Some(dedup)) => dedup.release(&self.pool, &object),
+                _ => self.pool.free(&object),
             }
         }
     }
 
-    fn read_page(&self, slot: u64, page: &mut [u8]) -> Result<()> {
+    /// Reads a page, unless it lies below.
+    pub(in crate::backend) fn read_page(&self, slot: u64, page: &mut [u8]) -> Result<Found> {
         let Some(cell) = self.table.cell_of(slot) else {
             page.fill(0);
             self.counters.add(Field::ReadAbsent, 1);
-            return Ok(());
+            return Ok(Found::Page);
         };
         let _shared = self.slots.of(slot).read();
         let entry = Entry(cell.load(Ordering::Acquire));
@@ -384,6 +430,9 @@ impl Store {
                 let word = self.table.word(slot).map_or(0, |word| word.load(Ordering::Acquire));
                 fill(page, word);
                 (entry::word_checksum(word) == checksum, Field::ReadSame)
+            }
+            Meaning::Object(object) if self.lower.is_some() && object.device_offset().is_some() => {
+                return Ok(Found::Below(entry, object));
             }
             Meaning::Object(object) => {
                 if entry.age() != 0 {
@@ -403,7 +452,7 @@ impl Store {
         };
         if right {
             self.counters.add(found, 1);
-            Ok(())
+            Ok(Found::Page)
         } else {
             self.counters.add(Field::ChecksumErrors, 1);
             Err(Error::new(ErrorKind::Checksum, Operation::Read, slot))
@@ -422,11 +471,11 @@ impl Store {
     fn discard(&self, first: u64, count: u64) {
         self.table.for_each(first, first + count, |slot, cell| {
             let alone = self.slots.of(slot).write();
-            let old = Entry(cell.swap(Entry::ABSENT.0, Ordering::AcqRel));
+            let old = self.swap(slot, cell, Entry::ABSENT);
             drop(alone);
             crash::pass(Point::ZmemDiscarding);
-            self.counters.replaced(old, Entry::ABSENT);
-            self.release(old);
+            self.counters.replaced(old.entry, Entry::ABSENT);
+            self.release_all(old);
         });
     }
 }
@@ -434,8 +483,12 @@ impl Store {
 impl WritePages for Store {
     fn write_pages(&self, first: u64, pages: &[u8]) -> Result<()> {
         let mut writer = lock_any(&self.writers);
-        for (index, page) in pages.chunks_exact(PAGE_LEN).enumerate() {
-            self.write_page(&mut writer, first + index as u64, page)?;
+        for (slot, page) in (first..).zip(pages.chunks_exact(PAGE_LEN)) {
+            let written = match self.write_page(&mut writer, slot, page) {
+                Err(_) if self.lower.is_some() => self.write_when_there_is_room(writer, slot, page),
+                written => written.map(|()| writer),
+            };
+            writer = written.inspect_err(|_| self.counters.add(Field::Refused, 1))?;
         }
         Ok(())
     }
@@ -443,9 +496,12 @@ impl WritePages for Store {
 
 impl Backend for Zmem {
     fn read(&self, first: u64, pages: &mut [u8]) -> Result<()> {
-        (first..)
-            .zip(pages.chunks_exact_mut(PAGE_LEN))
-            .try_for_each(|(slot, page)| self.store.read_page(slot, page))
+        (first..).zip(pages.chunks_exact_mut(PAGE_LEN)).try_for_each(|(slot, page)| {
+            match self.store.read_page(slot, page)? {
+                Found::Page => Ok(()),
+                Found::Below(..) => Err(Error::new(ErrorKind::Checksum, Operation::Read, slot)),
+            }
+        })
     }
 
     fn write(&self, first: u64, pages: &[u8]) -> Result<()> {

@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 
 /// Where a writer appends.
 #[derive(Debug, Default)]
-pub(super) struct OpenSegment {
+pub(in crate::backend) struct OpenSegment {
     segment: Option<u32>,
     fill: usize,
     /// Segments that were taken beforehand; the compactor appends to no others.
@@ -25,56 +25,56 @@ pub(super) struct OpenSegment {
 }
 
 /// What one object takes at most: less than that may be left over at the end of a segment.
-pub(super) const MAX_OBJECT_BYTES: u64 = (HEADER_BYTES + codec::MAX_OBJECT_BYTES) as u64;
+pub(in crate::backend) const MAX_OBJECT_BYTES: u64 = (HEADER_BYTES + codec::MAX_OBJECT_BYTES) as u64;
 
 impl OpenSegment {
     /// For the compactor, with room to note `ready_max` segments.
-    pub(super) fn with_ready(ready_max: usize) -> OpenSegment {
+    pub(in crate::backend) fn with_ready(ready_max: usize) -> OpenSegment {
         OpenSegment { ready: Vec::with_capacity(ready_max), ..OpenSegment::default() }
     }
 
     /// Notes a segment that will be appended to when the one before it is full.
-    pub(super) fn add_ready(&mut self, segment: u32) {
+    pub(in crate::backend) fn add_ready(&mut self, segment: u32) {
         self.ready.push(segment);
     }
 
     /// Bytes of objects that surely fit, in whatever order they come.
-    pub(super) fn room_bytes(&self) -> u64 {
+    pub(in crate::backend) fn room_bytes(&self) -> u64 {
         let left = self.segment.map_or(0, |_| SEGMENT_BYTES - self.fill) as u64;
         let usable = |bytes: u64| bytes.saturating_sub(MAX_OBJECT_BYTES);
         usable(left) + self.ready.len() as u64 * usable(SEGMENT_BYTES as u64)
     }
 
     /// Takes a segment back that was not needed.
-    pub(super) fn take_unused(&mut self) -> Option<u32> {
+    pub(in crate::backend) fn take_unused(&mut self) -> Option<u32> {
         self.ready.pop()
     }
 }
 
 /// Who asks for room, and so how long it may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(in crate::backend) enum Purpose {
     /// A write of the kernel's: waits a moment.
     Write,
     /// The compactor: has segments set aside, since it makes free ones.
     Compact,
-    /// The recompressor: goes without where others need the room.
+    /// The recompressor, and promotion: goes without where others need the room.
     Recompress,
 }
 
 /// An object that does not check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Corrupt;
+pub(in crate::backend) struct Corrupt;
 
 /// The objects.
 #[derive(Debug)]
-pub(super) struct Pool {
-    pub(super) arena: Arc<Arena>,
+pub(in crate::backend) struct Pool {
+    pub(in crate::backend) arena: Arc<Arena>,
 }
 
 impl Pool {
     /// Stores an object. `None`: no room, and nothing was changed.
-    pub(super) fn append(
+    pub(in crate::backend) fn append(
         &self,
         open: &mut OpenSegment,
         purpose: Purpose,
@@ -115,7 +115,7 @@ impl Pool {
     }
 
     /// Closes what a writer had open; false if that was nothing.
-    pub(super) fn close(&self, open: &mut OpenSegment) -> bool {
+    pub(in crate::backend) fn close(&self, open: &mut OpenSegment) -> bool {
         let closed = open.segment.take().inspect(|&segment| self.arena.seal(segment));
         closed.is_some()
     }
@@ -124,7 +124,7 @@ impl Pool {
     ///
     /// The caller keeps the object alive as long as it has the bytes: by the lock of a slot
     /// whose entry names it.
-    pub(super) fn checked(&self, object: &Object) -> Result<(&[u8], u32), Corrupt> {
+    pub(in crate::backend) fn checked(&self, object: &Object) -> Result<(&[u8], u32), Corrupt> {
         let (bytes, checksum) = self.unchecked(object).ok_or(Corrupt)?;
         match codec::checksum(object.encoding, bytes) == checksum {
             true => Ok((bytes, checksum)),
@@ -134,7 +134,7 @@ impl Pool {
 
     /// The bytes of an object and the checksum that they should have. `None` if there can be
     /// none at that place.
-    pub(super) fn unchecked(&self, object: &Object) -> Option<(&[u8], u32)> {
+    pub(in crate::backend) fn unchecked(&self, object: &Object) -> Option<(&[u8], u32)> {
         let size = HEADER_BYTES + object.len;
         if !self.arena.is_inside(object.location, size) {
             return None;
@@ -149,8 +149,14 @@ impl Pool {
         Some((bytes, u32::from_le_bytes([header[0], header[1], header[2], header[3]])))
     }
 
+    /// Keeps the object's place from being used again, though it may be freed: until it is freed
+    /// once more. The caller has the lock of a slot whose entry names it.
+    pub(in crate::backend) fn hold(&self, object: &Object) {
+        self.arena.add_live(segment_of(object.location), object.stored_bytes());
+    }
+
     /// The object is no longer named by any entry, and nobody reads it.
-    pub(super) fn free(&self, object: &Object) {
+    pub(in crate::backend) fn free(&self, object: &Object) {
         // Readers that had the lock before us are done with it.
         std::sync::atomic::fence(Ordering::Acquire);
         let size = object.stored_bytes();

@@ -109,6 +109,9 @@ impl Worker<'_> {
         store.table.for_each(0, store.table.slot_count(), |slot, cell| {
             let entry = Entry(cell.load(Ordering::Acquire));
             let Some(object) = entry.as_object() else { return };
+            if object.device_offset().is_some() {
+                return;
+            }
             if store.stop.load(Ordering::Relaxed) {
                 return;
             }
@@ -152,7 +155,7 @@ impl Worker<'_> {
         // No room that is not needed otherwise: later.
         let Some(stored) = stored else { return };
         crash::pass(Point::ZmemRecompressed);
-        let new = stored.with_history_of(entry);
+        let new = store.with_copy_of(stored.with_history_of(entry), entry);
         let alone = store.slots.of(slot).write();
         let exchanged =
             cell.compare_exchange(entry.0, new.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();

@@ -1,0 +1,353 @@
+//! Moving what lies on a member: found by a look at the slot table, read in the order of the
+//! device, sent on in loads.
+//!
+//! The slot table is the only thing that knows what lies where, so nothing on a device says it. A
+//! look at the table costs 8 bytes a slot, where a page costs a thousand.
+
+use super::demote::keep_rate;
+use super::load::{Load, Moved, Source, Why};
+use super::lower::{Lower, is_below};
+use super::member::{Lies, Member, add};
+use super::space::{MAX_EXTENT_BYTES, Stream};
+use crate::backend::objects::entry::Entry;
+use crate::backend::zmem::{OpenSegment, Purpose, Store};
+use crate::codec::Encoding;
+use crate::crash::{self, Point};
+use crate::sys::memory::Mapping;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use swapfs_format::{PAGE_BYTES, PAGE_LEN};
+
+/// Objects that are found before they are moved.
+const MAX_FOUND: usize = 32 << 10;
+/// Objects closer than this are read by one read: it takes the device no longer.
+const GAP_BYTES: u64 = 16 << 10;
+
+/// An object on a member.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    slot: u64,
+    entry: Entry,
+    lies: Lies,
+    generation: u32,
+}
+
+/// Where objects go.
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    /// To a member.
+    Member(Arc<Member>, Stream),
+    /// To the arena.
+    Top,
+}
+
+/// What became of what was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Carried {
+    pub(super) pages: u64,
+    pub(super) bytes: u64,
+    /// Nobody took some of it.
+    pub(super) no_room: bool,
+    /// Objects that could not be read.
+    pub(super) unreadable: u64,
+}
+
+impl Carried {
+    pub(super) fn add(&mut self, other: Carried) {
+        self.pages += other.pages;
+        self.bytes += other.bytes;
+        self.no_room |= other.no_room;
+        self.unreadable += other.unreadable;
+    }
+}
+
+/// Who moves what lies on a member.
+#[derive(Debug)]
+pub(super) struct Carrier {
+    found: Vec<Found>,
+    memory: Mapping,
+    load: Load,
+    raw: Load,
+    open: OpenSegment,
+}
+
+impl Carrier {
+    /// With all memory that it will use.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn new() -> io::Result<Carrier> {
+        let lies = Lies {
+            offset: 0,
+            stored: 0,
+            check: super::member::Check::InFront,
+            encoding: Encoding::Raw,
+        };
+        let nothing = Found { slot: 0, entry: Entry::ABSENT, lies, generation: 0 };
+        let mut found = vec![nothing; MAX_FOUND];
+        found.clear();
+        Ok(Carrier {
+            found,
+            memory: Mapping::new(MAX_EXTENT_BYTES, true)?,
+            load: Load::new()?,
+            raw: Load::new()?,
+            open: OpenSegment::default(),
+        })
+    }
+
+    /// No more can be noted before what is has been moved.
+    pub(super) fn is_full(&self) -> bool {
+        self.found.len() == MAX_FOUND
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Notes the object that a slot's entry names on `member`, if it still does.
+    pub(super) fn note(&mut self, member: &Member, slot: u64, cell: &AtomicU64) {
+        let entry = Entry(cell.load(Ordering::Acquire));
+        let Some(object) = entry.as_object().filter(|object| member.has(object.location)) else {
+            return;
+        };
+        let lies = member.lies(&object);
+        if self.is_full() || !member.space.is_inside(lies.offset, lies.stored) {
+            return;
+        }
+        let generation = member.space.generation(member.space.segment_of(lies.offset));
+        // As of that generation.
+        if Entry(cell.load(Ordering::Acquire)).is_same_as(entry) {
+            self.found.push(Found { slot, entry, lies, generation });
+        }
+    }
+
+    /// Moves what was noted of `from`, each object where `target` says; `rate_bytes` a second at
+    /// most (0: no limit).
+    pub(super) fn carry(
+        &mut self,
+        store: &Store,
+        lower: &Lower,
+        from: &Member,
+        why: Why,
+        mut target: impl FnMut(Encoding) -> Option<Target>,
+    ) -> Carried {
+        let mut found = std::mem::take(&mut self.found);
+        found.sort_unstable_by_key(|found| found.lies.offset);
+        let mut carried = Carried::default();
+        let mut rest = &found[..];
+        while let Some(first) = rest.first() {
+            if store.stop.load(Ordering::Relaxed) || carried.no_room {
+                break;
+            }
+            let start = first.lies.offset / PAGE_BYTES * PAGE_BYTES;
+            let mut end = end_of(first);
+            let together = rest.iter().take_while(|next| {
+                let near = next.lies.offset <= end + GAP_BYTES
+                    && end_of(next).next_multiple_of(PAGE_BYTES) - start <= MAX_EXTENT_BYTES as u64;
+                if near {
+                    end = end.max(end_of(next));
+                }
+                near
+            });
+            let (run, others) = rest.split_at(together.count().max(1));
+            carried.add(self.carry_run(store, lower, from, why, run, &mut target));
+            rest = others;
+        }
+        carried.add(self.send(store, lower, why));
+        store.pool.close(&mut self.open);
+        found.clear();
+        self.found = found;
+        carried
+    }
+
+    /// Moves objects that are read by one read.
+    fn carry_run(
+        &mut self,
+        store: &Store,
+        lower: &Lower,
+        from: &Member,
+        why: Why,
+        run: &[Found],
+        target: &mut impl FnMut(Encoding) -> Option<Target>,
+    ) -> Carried {
+        let mut carried = Carried::default();
+        let Some(first) = run.first() else { return carried };
+        let start = first.lies.offset / PAGE_BYTES * PAGE_BYTES;
+        let end = run.iter().map(end_of).max().unwrap_or(start).next_multiple_of(PAGE_BYTES);
+        // SAFETY: populated private memory of this carrier's, which nobody else uses; its length
+        // was checked when the run was made.
+        let memory =
+            unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.memory.len()) };
+        let buffer = &mut memory[..(end - start) as usize];
+        if from.read(buffer, start).is_err() {
+            if run.len() > 1 {
+                // Some of it may be readable.
+                for single in run.chunks(1) {
+                    carried.add(self.carry_run(store, lower, from, why, single, target));
+                }
+            } else {
+                carried.unreadable += 1;
+                add(&from.counters.read_errors, 1);
+            }
+            return carried;
+        }
+        for found in run {
+            let at = (found.lies.offset - start) as usize;
+            let stored = &buffer[at..at + found.lies.stored as usize];
+            let Some((bytes, checksum)) = found.lies.unchecked(stored) else {
+                // Moved or damaged; whoever reads it finds out.
+                carried.unreadable += 1;
+                continue;
+            };
+            let moved = Moved {
+                slot: found.slot,
+                entry: found.entry,
+                encoding: found.lies.encoding,
+                checksum,
+                bytes,
+                source: Source::Device {
+                    place: from.place,
+                    segment: from.space.segment_of(found.lies.offset),
+                    generation: found.generation,
+                },
+            };
+            match target(moved.encoding) {
+                None => carried.no_room = true,
+                Some(Target::Top) => carried.add(self.to_top(store, from, &moved)),
+                Some(Target::Member(to, stream)) => {
+                    carried.add(self.to_member(store, lower, why, &to, stream, &moved));
+                }
+            }
+            if carried.no_room {
+                break;
+            }
+        }
+        carried
+    }
+
+    fn to_member(
+        &mut self,
+        store: &Store,
+        lower: &Lower,
+        why: Why,
+        to: &Arc<Member>,
+        stream: Stream,
+        moved: &Moved<'_>,
+    ) -> Carried {
+        let mut carried = Carried::default();
+        let is_raw = moved.encoding == Encoding::Raw;
+        let other = |load: &Load| load.member().is_some_and(|member| member.place != to.place);
+        // Raw ones have a load of their own where they go elsewhere.
+        let load = match is_raw && other(&self.load) {
+            true => &mut self.raw,
+            false => &mut self.load,
+        };
+        if other(load) || !load.fits(moved.encoding, moved.bytes.len()) {
+            carried.add(send(store, lower, load, why));
+            if !load.begin(to, stream) || !load.fits(moved.encoding, moved.bytes.len()) {
+                lower.wake();
+                carried.no_room = true;
+                return carried;
+            }
+        }
+        load.push(moved);
+        carried
+    }
+
+    /// Puts an object into the arena, if there is room to spare.
+    fn to_top(&mut self, store: &Store, from: &Member, moved: &Moved<'_>) -> Carried {
+        let mut carried = Carried::default();
+        let (encoding, checksum) = (moved.encoding, moved.checksum);
+        let open = &mut self.open;
+        let Some(object) =
+            store.pool.append(open, Purpose::Recompress, encoding, checksum, moved.bytes)
+        else {
+            carried.no_room = true;
+            return carried;
+        };
+        crash::pass(Point::TierPromoted);
+        let Some(cell) = store.table.cell_of(moved.slot) else { return carried };
+        let alone = store.slots.of(moved.slot).write();
+        let Source::Device { segment, generation, .. } = moved.source else { return carried };
+        let mut published = false;
+        loop {
+            let current = Entry(cell.load(Ordering::Acquire));
+            if !current.is_same_as(moved.entry) || from.space.generation(segment) != generation {
+                break;
+            }
+            let new = Entry::object(object).with_age(current.age());
+            let exchange =
+                cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire);
+            if exchange.is_ok() {
+                published = true;
+                break;
+            }
+        }
+        drop(alone);
+        crash::pass(Point::TierPromotePublished);
+        if published {
+            store.release(moved.entry);
+            carried.pages += 1;
+            carried.bytes += moved.bytes.len() as u64;
+        } else {
+            store.pool.free(&object);
+        }
+        carried
+    }
+
+    fn send(&mut self, store: &Store, lower: &Lower, why: Why) -> Carried {
+        let mut carried = send(store, lower, &mut self.load, why);
+        carried.add(send(store, lower, &mut self.raw, why));
+        carried
+    }
+}
+
+fn send(store: &Store, lower: &Lower, load: &mut Load, why: Why) -> Carried {
+    let Some(member) = load.member().cloned() else { return Carried::default() };
+    let outcome = load.send(store, why);
+    if why != Why::Collection {
+        keep_rate(store, lower, &member, outcome.bytes);
+    }
+    Carried { pages: outcome.pages, bytes: outcome.bytes, no_room: outcome.failed, unreadable: 0 }
+}
+
+fn end_of(found: &Found) -> u64 {
+    found.lies.offset + found.lies.stored
+}
+
+/// Calls `visit` with each slot from `first` up to `end` whose entry names something on `member`,
+/// its own page or the copy of it: true for a copy. It ends when `visit` answers false, and says
+/// where.
+pub(super) fn for_each_on(
+    store: &Store,
+    member: &Member,
+    first: u64,
+    end: u64,
+    mut visit: impl FnMut(u64, &AtomicU64, Entry, bool) -> bool,
+) -> u64 {
+    let mut ended = None;
+    store.table.for_each(first, end, |slot, cell| {
+        if ended.is_some() {
+            return;
+        }
+        let entry = Entry(cell.load(Ordering::Acquire));
+        let Some(object) = entry.as_object() else { return };
+        let goes_on = if is_below(object.location) {
+            !member.has(object.location) || visit(slot, cell, entry, false)
+        } else if entry.is_shared() {
+            // Without the lock: who acts on it looks again.
+            let copy = store.copy_of(slot, entry).and_then(Entry::as_object);
+            let here = copy.is_some_and(|copy| member.has(copy.location));
+            !here || visit(slot, cell, copy.map_or(entry, Entry::object), true)
+        } else {
+            true
+        };
+        if !goes_on {
+            ended = Some(slot);
+        }
+    });
+    ended.unwrap_or(end)
+}
+
+const _: () = assert!(MAX_EXTENT_BYTES.is_multiple_of(PAGE_LEN));

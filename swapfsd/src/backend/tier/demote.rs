@@ -1,0 +1,276 @@
+//! What is cold goes down: from the top, as soon as it passes its high watermark, until it has
+//! reached the low one.
+//!
+//! A hand goes round the slot table; what it does at each entry is [`super::policy`]'s business.
+//! Two threads share the hand, so that one gathers pages while the other one's are being written.
+
+use super::load::{Load, Moved, Outcome, Source, Why};
+use super::lower::{Lower, is_below};
+use super::member::{Member, State, add};
+use super::policy::{self, SWEEP_ROUNDS, Visit, VisitBelow};
+use super::space::Stream;
+use crate::backend::objects::entry::{Entry, Object};
+use crate::backend::zmem::Store;
+use crate::codec::{self, Encoding};
+use crate::crash::{self, Point};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How often the threads look without being told.
+const LOOK: Duration = Duration::from_millis(50);
+/// Slots that a thread looks at before it asks again whether that is enough.
+const SLOTS_AT_A_TIME: u64 = 8 << 10;
+
+/// One of the threads.
+#[derive(Debug)]
+pub(super) struct Demoter {
+    /// Where most pages go.
+    load: Load,
+    /// Where those go that a member skips, if they go elsewhere.
+    raw: Load,
+    raw_goes_elsewhere: bool,
+}
+
+/// Why a page was not put into a load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    /// It is not what it was.
+    Changed,
+    /// Nobody below takes pages.
+    NoRoom,
+}
+
+impl Demoter {
+    /// With all memory that it will use.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn new() -> io::Result<Demoter> {
+        Ok(Demoter { load: Load::new()?, raw: Load::new()?, raw_goes_elsewhere: false })
+    }
+
+    pub(super) fn run(mut self, store: &Store) {
+        let Some(lower) = store.lower.clone() else { return };
+        if !store.wait_until_active() {
+            return;
+        }
+        let before = codec::decodes_of_this_thread();
+        while !store.stop.load(Ordering::Relaxed) {
+            let urgent = lower.take_urgent();
+            if !urgent && !is_over(store, &lower) {
+                lower.wait(LOOK);
+                continue;
+            }
+            if urgent && store.close_other_writers() {
+                store.pool.arena.wake();
+            }
+            let moved = self.demote(store, &lower, urgent);
+            let decoded = codec::decodes_of_this_thread() - before;
+            lower.counters.decompressions.fetch_max(decoded, Ordering::Relaxed);
+            if moved == 0 {
+                lower.wait(LOOK);
+            }
+        }
+    }
+
+    /// Moves pages down until there is enough room; answers how many.
+    fn demote(&mut self, store: &Store, lower: &Lower, urgent: bool) -> u64 {
+        let _members_stay = lower.moving.read();
+        let place = |encoding| lower.destination_below(0, encoding).map(|member| member.place);
+        self.raw_goes_elsewhere = place(Encoding::Raw) != place(Encoding::Lz4);
+        let slot_count = store.table.slot_count();
+        let most = SWEEP_ROUNDS * slot_count.div_ceil(SLOTS_AT_A_TIME).max(1);
+        let (mut moved, mut full) = (0, false);
+        for _ in 0..most {
+            let first = next_slots(&lower.hand, slot_count);
+            store.table.for_each(first, first + SLOTS_AT_A_TIME, |slot, cell| {
+                if !full {
+                    match self.visit(store, lower, slot, cell) {
+                        Ok(pages) => moved += pages,
+                        Err(Refused::Changed) => {}
+                        Err(Refused::NoRoom) => full = true,
+                    }
+                }
+            });
+            let enough = !is_over(store, lower) && (!urgent || moved > 0);
+            if full || enough || store.stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        moved += self.send(store, lower);
+        moved
+    }
+
+    /// Looks at one entry; answers how many pages have gone down with it.
+    fn visit(
+        &mut self,
+        store: &Store,
+        lower: &Lower,
+        slot: u64,
+        cell: &AtomicU64,
+    ) -> Result<u64, Refused> {
+        let entry = Entry(cell.load(Ordering::Acquire));
+        let Some(object) = entry.as_object() else { return Ok(0) };
+        if is_below(object.location) {
+            look_below(lower, cell, entry);
+            return Ok(0);
+        }
+        match policy::at_hand(entry.age()) {
+            Visit::Older => {
+                // Whoever changed it meanwhile has touched it.
+                let older = entry.older().0;
+                let _ = cell.compare_exchange(entry.0, older, Ordering::AcqRel, Ordering::Relaxed);
+                Ok(0)
+            }
+            Visit::Take if entry.is_shared() => Ok(u64::from(to_copy(store, lower, slot, cell))),
+            Visit::Take => self.take(store, lower, slot, cell, entry, &object),
+        }
+    }
+
+    /// Puts an object of the arena into a load.
+    fn take(
+        &mut self,
+        store: &Store,
+        lower: &Lower,
+        slot: u64,
+        cell: &AtomicU64,
+        entry: Entry,
+        object: &Object,
+    ) -> Result<u64, Refused> {
+        let mut sent = 0;
+        let shared = store.slots.of(slot).read();
+        if cell.load(Ordering::Acquire) != entry.0 {
+            return Err(Refused::Changed);
+        }
+        let Some((bytes, checksum)) = store.pool.unchecked(object) else {
+            return Err(Refused::Changed);
+        };
+        let moved = Moved {
+            slot,
+            entry,
+            encoding: object.encoding,
+            checksum,
+            bytes,
+            source: Source::Arena(*object),
+        };
+        let load = match object.encoding == Encoding::Raw && self.raw_goes_elsewhere {
+            true => &mut self.raw,
+            false => &mut self.load,
+        };
+        if load.fits(object.encoding, bytes.len()) {
+            store.pool.hold(object);
+            load.push(&moved);
+            return Ok(0);
+        }
+        // Nothing is written while a slot's lock is held.
+        drop(shared);
+        sent += send(store, lower, load).pages;
+        let to = lower.destination_below(0, object.encoding).ok_or(Refused::NoRoom)?;
+        if !load.begin(&to, Stream::Fresh) {
+            return Err(Refused::NoRoom);
+        }
+        let _shared = store.slots.of(slot).read();
+        if cell.load(Ordering::Acquire) != entry.0 || !load.fits(object.encoding, object.len) {
+            return if sent > 0 { Ok(sent) } else { Err(Refused::Changed) };
+        }
+        let Some((bytes, checksum)) = store.pool.unchecked(object) else {
+            return Err(Refused::Changed);
+        };
+        store.pool.hold(object);
+        load.push(&Moved { bytes, checksum, ..moved });
+        Ok(sent)
+    }
+
+    fn send(&mut self, store: &Store, lower: &Lower) -> u64 {
+        send(store, lower, &mut self.load).pages + send(store, lower, &mut self.raw).pages
+    }
+}
+
+/// What the top's hand does with a page that lies below: its mark that it was seen ends some time.
+fn look_below(lower: &Lower, cell: &AtomicU64, entry: Entry) {
+    let new = match policy::at_hand_below(entry.was_tried(), entry.age()) {
+        VisitBelow::Leave => return,
+        VisitBelow::Older => entry.older(),
+        VisitBelow::Forget => entry.not_tried(),
+    };
+    let changed = cell.compare_exchange(entry.0, new.0, Ordering::AcqRel, Ordering::Relaxed);
+    if changed.is_ok() && !new.was_tried() {
+        lower.judge.forgot();
+    }
+}
+
+/// Sends a load down, as fast as its member is to be written to.
+fn send(store: &Store, lower: &Lower, load: &mut Load) -> Outcome {
+    let member = load.member().cloned();
+    let outcome = load.send(store, Why::Demotion);
+    if let Some(member) = member {
+        keep_rate(store, lower, &member, outcome.bytes);
+    }
+    outcome
+}
+
+/// Waits as the member's rate asks.
+pub(super) fn keep_rate(store: &Store, lower: &Lower, member: &Member, bytes: u64) {
+    let mut wait = member.pace(bytes, lower.records.at(member.place).rate_bytes());
+    while !wait.is_zero() && !store.stop.load(Ordering::Relaxed) {
+        let step = wait.min(LOOK);
+        std::thread::sleep(step);
+        wait -= step;
+    }
+}
+
+/// The next slots that nobody has looked at in this round.
+pub(super) fn next_slots(hand: &AtomicU64, slot_count: u64) -> u64 {
+    let next = |at: u64| {
+        let next = at + SLOTS_AT_A_TIME;
+        Some(if next >= slot_count { 0 } else { next })
+    };
+    hand.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).unwrap_or(0)
+}
+
+/// Slots that [`next_slots`] stands for.
+pub(super) const fn slots_at_a_time() -> u64 {
+    SLOTS_AT_A_TIME
+}
+
+/// Is the top above its low watermark, once it has passed the high one?
+fn is_over(store: &Store, lower: &Lower) -> bool {
+    let arena = &store.pool.arena;
+    let percent = if lower.over.load(Ordering::Relaxed) {
+        lower.top.low_percent.load(Ordering::Relaxed)
+    } else {
+        lower.top.high_percent.load(Ordering::Relaxed)
+    };
+    let over = arena.live_bytes() > arena.limit_bytes() / 100 * percent;
+    lower.over.store(over, Ordering::Relaxed);
+    over
+}
+
+/// A page with a copy below that is as good: its entry names the copy, and nothing is written.
+fn to_copy(store: &Store, lower: &Lower, slot: u64, cell: &AtomicU64) -> bool {
+    let alone = store.slots.of(slot).write();
+    let entry = Entry(cell.load(Ordering::Acquire));
+    let Some(copy) = store.copy_of(slot, entry) else { return false };
+    let member: Option<Arc<Member>> =
+        copy.as_object().and_then(|object| lower.member_of(object.location));
+    let Some(member) = member.filter(|member| member.state() == State::Ok) else {
+        drop(alone);
+        // It is written anew, later.
+        store.drop_copy(slot, cell);
+        return false;
+    };
+    let new = copy.with_age(policy::AGE_OF_NEW);
+    let exchange = cell.compare_exchange(entry.0, new.0, Ordering::AcqRel, Ordering::Acquire);
+    if exchange.is_err() {
+        // Made older by somebody.
+        return false;
+    }
+    drop(alone);
+    crash::pass(Point::TierPublished);
+    store.release(entry);
+    add(&member.counters.demoted_in_pages, 1);
+    lower.counters.demoted_to_copies.fetch_add(1, Ordering::Relaxed);
+    true
+}

@@ -1,0 +1,273 @@
+//! The tiers below the arena: which members there are, where each has its locations, and who takes
+//! pages.
+//!
+//! All members share one address space, that of a table entry's locations beyond the arena's: each
+//! has a range of it from the moment it is added. So one entry says everything about a page, and
+//! moving it is one store.
+
+use super::member::{Member, State};
+use super::policy::Judge;
+use super::record::Records;
+use crate::backend::objects::entry::{DEVICE_START, Location, MAX_DEVICE_BYTES, Object};
+use crate::backend::zmem::Store;
+use crate::codec::Encoding;
+use crate::sync::{Condvar, Mutex, RwLock};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use swapfs_format::member::MAX_DEVICE_MEMBERS;
+use swapfs_format::types::TierOptions;
+
+/// What is counted about all members together.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Objects that were decoded by a thread that moves them. There is no need to.
+    pub(super) decompressions: AtomicU64,
+    /// Pages whose copy below was still there when they were demoted: nothing was written.
+    pub(super) demoted_to_copies: AtomicU64,
+    /// Pages that changed while they were being moved.
+    pub(super) moves_in_vain: AtomicU64,
+    /// Swap-outs that had to wait for room.
+    pub(super) urged: AtomicU64,
+    /// Objects that were found damaged when they were read or moved.
+    pub(super) damaged: AtomicU64,
+}
+
+/// How the top is to be used.
+#[derive(Debug)]
+pub(super) struct TopSettings {
+    pub(super) high_percent: AtomicU64,
+    pub(super) low_percent: AtomicU64,
+}
+
+/// The members.
+#[derive(Debug)]
+pub(in crate::backend) struct Lower {
+    pub(super) records: Records,
+    places: [RwLock<Option<Arc<Member>>>; MAX_DEVICE_MEMBERS],
+    pub(super) top: TopSettings,
+    pub(super) top_ages: [AtomicU64; 4],
+    pub(super) top_pages: AtomicU64,
+    pub(super) counters: Counters,
+    pub(super) judge: Judge,
+    pub(super) probe: Duration,
+    /// The next slot that the top's hand looks at.
+    pub(super) hand: AtomicU64,
+    /// The top has passed its high watermark, and not reached the low one.
+    pub(super) over: AtomicBool,
+    /// A swap-out waits for room.
+    urgent: AtomicBool,
+    wanted: Mutex<u64>,
+    wake: Condvar,
+    /// While pages are being moved, what is changed about members waits.
+    pub(super) moving: RwLock<()>,
+}
+
+impl Lower {
+    /// Without members.
+    pub(super) fn new(records: Records, options: &TierOptions) -> Lower {
+        Lower {
+            records,
+            places: std::array::from_fn(|_| RwLock::new(None)),
+            top: TopSettings {
+                high_percent: AtomicU64::new(u64::from(options.high_percent)),
+                low_percent: AtomicU64::new(u64::from(options.low_percent)),
+            },
+            top_ages: Default::default(),
+            top_pages: AtomicU64::new(0),
+            counters: Counters::default(),
+            judge: Judge::new(),
+            probe: options.probe,
+            hand: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            urgent: AtomicBool::new(false),
+            wanted: Mutex::new(0),
+            wake: Condvar::new(),
+            moving: RwLock::new(()),
+        }
+    }
+
+    /// The member in a place.
+    pub(super) fn at(&self, place: usize) -> Option<Arc<Member>> {
+        self.places.get(place)?.read().clone()
+    }
+
+    pub(super) fn install(&self, member: Arc<Member>) {
+        let place = member.place;
+        *self.places[place].write() = Some(member);
+    }
+
+    pub(super) fn uninstall(&self, place: usize) {
+        *self.places[place].write() = None;
+    }
+
+    /// All members, hottest first.
+    pub(super) fn members(&self) -> Members {
+        let mut found: Members = Default::default();
+        for (to, place) in found.0.iter_mut().zip(&self.places) {
+            *to = place.read().clone();
+        }
+        // Those that are not there last.
+        found.0.sort_by_key(|member| member.as_ref().map_or(u32::MAX, |member| member.order()));
+        found
+    }
+
+    /// The member that a location lies on.
+    pub(super) fn member_of(&self, location: Location) -> Option<Arc<Member>> {
+        self.places.iter().find_map(|place| {
+            place.read().as_ref().filter(|member| member.has(location)).cloned()
+        })
+    }
+
+    /// Room in the address space for a new member.
+    pub(super) fn free_base(&self, bytes: u64) -> Option<u64> {
+        let mut taken: Vec<(u64, u64)> = self
+            .members()
+            .iter()
+            .map(|member| (member.identity.base, member.space.capacity_bytes()))
+            .collect();
+        taken.sort_unstable();
+        let mut base = 0;
+        for (start, length) in taken {
+            if base + bytes <= start {
+                break;
+            }
+            base = base.max(start + length);
+        }
+        (base + bytes <= MAX_DEVICE_BYTES).then_some(base)
+    }
+
+    /// Nothing has to go from the top for a page that comes there.
+    pub(super) fn has_room_above(&self, store: &Store) -> bool {
+        let arena = &store.pool.arena;
+        let low = self.top.low_percent.load(Ordering::Relaxed);
+        arena.live_bytes() < arena.limit_bytes() / 100 * low
+    }
+
+    /// The object there is named by no entry any more.
+    pub(in crate::backend) fn free(&self, object: &Object) {
+        if let Some(member) = self.member_of(object.location) {
+            member.free(object);
+        }
+    }
+
+    /// Everything is about to be counted again. Nobody else is here.
+    pub(in crate::backend) fn begin_count(&self) {
+        for member in self.members().iter() {
+            member.space.begin_count();
+            member.counters.pages.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// An entry names that object, or a page's copy.
+    pub(in crate::backend) fn count(&self, object: &Object) {
+        if let Some(member) = self.member_of(object.location) {
+            member.count(object);
+        }
+    }
+
+    pub(in crate::backend) fn end_count(&self) {
+        for member in self.members().iter() {
+            member.space.end_count();
+        }
+    }
+
+    /// The member that takes a page which comes from the tier `order`: the first one below it that
+    /// has room.
+    pub(super) fn destination_below(&self, order: u32, encoding: Encoding) -> Option<Arc<Member>> {
+        let members = self.members();
+        let mut skipped = None;
+        for member in members.iter().filter(|member| member.order() > order) {
+            if !member.takes_pages() {
+                continue;
+            }
+            let skips = encoding == Encoding::Raw
+                && !self.records.at(member.place).takes_incompressible();
+            if !skips {
+                return Some(Arc::clone(member));
+            }
+            skipped.get_or_insert_with(|| Arc::clone(member));
+        }
+        // Better there than nowhere.
+        skipped
+    }
+
+    /// The nearest member above the tier `order` that has room.
+    pub(super) fn destination_above(&self, order: u32) -> Option<Arc<Member>> {
+        let members = self.members();
+        let mut above = members.iter().filter(|member| member.order() < order).rev();
+        above.find(|member| member.takes_pages()).cloned()
+    }
+
+    /// A swap-out finds no room: pages are to be moved down at once. False: nobody takes them.
+    pub(in crate::backend) fn urge(&self) -> bool {
+        self.counters.urged.fetch_add(1, Ordering::Relaxed);
+        self.urgent.store(true, Ordering::Release);
+        self.wake();
+        self.members().iter().any(|member| member.takes_pages())
+    }
+
+    /// Was anybody waiting since this was last asked?
+    pub(super) fn take_urgent(&self) -> bool {
+        self.urgent.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Acquire)
+    }
+
+    /// Tells the threads that move pages that there may be something to do.
+    pub(super) fn wake(&self) {
+        *self.wanted.lock() += 1;
+        self.wake.notify_all();
+    }
+
+    /// Waits until there may be something to do, or for `at_most`.
+    pub(super) fn wait(&self, at_most: Duration) {
+        let wanted = self.wanted.lock();
+        drop(self.wake.wait_timeout(wanted, at_most));
+    }
+
+    /// Has every member's device wait for a predecessor's last writes.
+    ///
+    /// # Errors
+    /// What the system answers, of a member that could have such writes.
+    pub(super) fn lock_devices(&self) -> io::Result<()> {
+        for member in self.members().iter() {
+            match member.device().map(|device| device.lock()) {
+                Some(Err(error)) => {
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    member.fail("waiting for a predecessor's writes", errno);
+                }
+                Some(Ok(())) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The member of that order.
+    pub(super) fn of_order(&self, order: u32) -> Option<Arc<Member>> {
+        self.members().iter().find(|member| member.order() == order).cloned()
+    }
+
+    /// Is some page of a failed member in the way of an orderly volume?
+    pub(super) fn any_failed(&self) -> bool {
+        self.members().iter().any(|member| matches!(member.state(), State::Failed | State::Missing))
+    }
+}
+
+/// Is this a location below the arena?
+pub(super) fn is_below(location: Location) -> bool {
+    location >= DEVICE_START
+}
+
+/// The members as they were at some time, hottest first.
+#[derive(Debug, Default)]
+pub(super) struct Members([Option<Arc<Member>>; MAX_DEVICE_MEMBERS]);
+
+impl Members {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Member>> {
+        self.0.iter().flatten()
+    }
+}

@@ -1,0 +1,543 @@
+//! The room on a member: where objects can be put, and how much of it is in use.
+//!
+//! ```text
+//! log      objects one behind the other in segments, which are written from front to back, and
+//!          free when nothing in them lives: sparse ones are emptied by the collector
+//! linear   an object in a block of 4 KiB each: a freed block can be used again at once
+//! ```
+//!
+//! Room is taken in *extents*, which are written whole. Nothing here is on the device or outlives
+//! the process: it follows from the slot table ([`Space::begin_count`]). What is counted as alive
+//! includes extents that are being written, so that nobody takes their room.
+//!
+//! A segment has a *generation*, which goes up when room in it is taken anew. Who reads from a
+//! device without a lock, to put it elsewhere, knows by it that what was read is what the entry
+//! named all the time.
+
+use crate::sync::{Condvar, Mutex};
+use crate::sys::memory::Mapping;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+use swapfs_format::member::MemberKind;
+use swapfs_format::{PAGE_BYTES, PAGE_LEN};
+
+/// The most that an extent has, in bytes.
+pub(super) const MAX_EXTENT_BYTES: usize = 1 << 20;
+/// What is left of a segment is not worth an extent.
+const LEAST_EXTENT_BYTES: u64 = 24 << 10;
+/// Free segments that only the collector takes.
+pub(super) const KEEP_SEGMENTS: usize = 3;
+/// Of a member that has fewer segments, the collector has fewer for itself.
+const FEW_SEGMENTS: usize = 16;
+
+/// Who takes room: what has survived a collection is kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stream {
+    Fresh = 0,
+    Collected = 1,
+}
+
+const FREE: u32 = 0;
+const OPEN: u32 = 1;
+const USED: u32 = 2;
+
+/// A segment.
+#[derive(Debug)]
+#[repr(C)]
+struct Words {
+    /// Bytes of it that are in use, extents that are being written among them.
+    live: AtomicU64,
+    generation: AtomicU32,
+    state: AtomicU32,
+}
+
+/// Room that is being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// Byte of the member's data section.
+    pub(super) offset: u64,
+    pub(super) capacity: usize,
+    stream: Stream,
+}
+
+#[derive(Debug)]
+struct Lists {
+    /// Free segments of `log`; first in, first out: all are written equally often.
+    free: VecDeque<u32>,
+    /// By stream: the segment that is being filled, and how far.
+    open: [Option<(u32, u64)>; 2],
+    /// Where `linear` looks for free blocks next.
+    cursor: u64,
+}
+
+/// The room on a member.
+#[derive(Debug)]
+pub(super) struct Space {
+    kind: MemberKind,
+    segment_bytes: u64,
+    segment_count: u64,
+    words: Mapping,
+    /// Of `linear`: a bit for each block in use.
+    blocks: Option<Mapping>,
+    live_bytes: AtomicU64,
+    lists: Mutex<Lists>,
+    freed: Condvar,
+}
+
+impl Space {
+    /// All of it free. All memory that it needs is taken here.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn new(kind: MemberKind, segment_bytes: u64, segment_count: u64) -> io::Result<Space> {
+        let pages = |bytes: u64| (bytes as usize).next_multiple_of(PAGE_LEN);
+        let words = Mapping::new(pages(segment_count * size_of::<Words>() as u64), true)?;
+        let blocks = match kind {
+            MemberKind::Log => None,
+            MemberKind::Linear => {
+                let blocks = segment_count * segment_bytes / PAGE_BYTES;
+                Some(Mapping::new(pages(blocks.div_ceil(64) * 8), true)?)
+            }
+        };
+        let mut free = VecDeque::new();
+        if kind == MemberKind::Log {
+            free.extend(0..segment_count as u32);
+        }
+        let lists = Lists { free, open: [None; 2], cursor: 0 };
+        Ok(Space {
+            kind,
+            segment_bytes,
+            segment_count,
+            words,
+            blocks,
+            live_bytes: AtomicU64::new(0),
+            lists: Mutex::new(lists),
+            freed: Condvar::new(),
+        })
+    }
+
+    pub(super) fn kind(&self) -> MemberKind {
+        self.kind
+    }
+
+    pub(super) fn segment_count(&self) -> u64 {
+        self.segment_count
+    }
+
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
+    /// All bytes that there are.
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.segment_bytes * self.segment_count
+    }
+
+    /// Bytes that objects take, or will when they are written.
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.live_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that can't be written to just now.
+    pub(super) fn used_bytes(&self) -> u64 {
+        match self.kind {
+            MemberKind::Log => self.capacity_bytes() - self.free_segments() as u64 * self.segment_bytes,
+            MemberKind::Linear => self.live_bytes(),
+        }
+    }
+
+    /// Bytes that may live here: without what the collector needs to work.
+    pub(super) fn usable_bytes(&self) -> u64 {
+        match self.kind {
+            MemberKind::Linear => self.capacity_bytes(),
+            MemberKind::Log => {
+                let kept = 2 * self.keep_segments() as u64 + 1;
+                self.segment_count.saturating_sub(kept) * self.segment_bytes / 16 * 15
+            }
+        }
+    }
+
+    /// Free segments that only the collector takes.
+    pub(super) fn keep_segments(&self) -> usize {
+        if self.segment_count < FEW_SEGMENTS as u64 { 1 } else { KEEP_SEGMENTS }
+    }
+
+    pub(super) fn free_segments(&self) -> usize {
+        self.lists.lock().free.len()
+    }
+
+    fn words(&self, segment: u64) -> &Words {
+        let offset = segment as usize * size_of::<Words>();
+        assert!(offset + size_of::<Words>() <= self.words.len());
+        // SAFETY: inside the mapping, as just checked.
+        let start = unsafe { self.words.as_ptr().add(offset) };
+        // SAFETY: aligned to 16 bytes; any bits are words; only accessed through these atomics.
+        unsafe { &*start.cast() }
+    }
+
+    fn block_words(&self) -> &[AtomicU64] {
+        let Some(blocks) = &self.blocks else { return &[] };
+        // SAFETY: all of the mapping, page-aligned; any bits are words; only accessed through
+        // these atomics.
+        unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), blocks.len() / 8) }
+    }
+
+    fn block_count(&self) -> u64 {
+        self.capacity_bytes() / PAGE_BYTES
+    }
+
+    /// Can there be an object of `size` bytes?
+    pub(super) fn is_inside(&self, offset: u64, size: u64) -> bool {
+        offset.checked_add(size).is_some_and(|end| end <= self.capacity_bytes())
+    }
+
+    /// Bytes that an object of `stored` bytes takes.
+    pub(super) fn taken_by(&self, stored: u64) -> u64 {
+        match self.kind {
+            MemberKind::Log => stored,
+            MemberKind::Linear => PAGE_BYTES,
+        }
+    }
+
+    pub(super) fn segment_of(&self, offset: u64) -> u64 {
+        offset / self.segment_bytes
+    }
+
+    /// Goes up when room in the segment is taken anew.
+    pub(super) fn generation(&self, segment: u64) -> u32 {
+        self.words(segment).generation.load(Ordering::Acquire)
+    }
+
+    /// Takes room for `stream`. `None`: there is none but what the collector needs.
+    pub(super) fn begin(&self, stream: Stream) -> Option<Extent> {
+        let mut lists = self.lists.lock();
+        match self.kind {
+            MemberKind::Log => self.begin_in_segment(&mut lists, stream),
+            MemberKind::Linear => self.begin_in_blocks(&mut lists, stream),
+        }
+    }
+
+    fn begin_in_segment(&self, lists: &mut Lists, stream: Stream) -> Option<Extent> {
+        let open = &mut lists.open[stream as usize];
+        if let Some((segment, fill)) = *open
+            && self.segment_bytes - fill < LEAST_EXTENT_BYTES
+        {
+            *open = None;
+            self.close(&mut lists.free, segment);
+        }
+        if lists.open[stream as usize].is_none() {
+            let keep = if stream == Stream::Collected { 0 } else { self.keep_segments() };
+            if lists.free.len() <= keep {
+                return None;
+            }
+            let segment = lists.free.pop_front()?;
+            let words = self.words(u64::from(segment));
+            words.generation.fetch_add(1, Ordering::AcqRel);
+            words.state.store(OPEN, Ordering::Release);
+            lists.open[stream as usize] = Some((segment, 0));
+        }
+        let (segment, fill) = lists.open[stream as usize].as_mut()?;
+        let capacity = (self.segment_bytes - *fill).min(MAX_EXTENT_BYTES as u64);
+        let offset = u64::from(*segment) * self.segment_bytes + *fill;
+        *fill += capacity;
+        self.add_live(offset, capacity);
+        Some(Extent { offset, capacity: capacity as usize, stream })
+    }
+
+    fn close(&self, free: &mut VecDeque<u32>, segment: u32) {
+        let words = self.words(u64::from(segment));
+        words.state.store(USED, Ordering::SeqCst);
+        if words.live.load(Ordering::SeqCst) == 0 {
+            self.make_free(free, segment);
+        }
+    }
+
+    fn make_free(&self, free: &mut VecDeque<u32>, segment: u32) {
+        let words = self.words(u64::from(segment));
+        if words.live.load(Ordering::SeqCst) == 0
+            && words.state.compare_exchange(USED, FREE, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        {
+            free.push_back(segment);
+            self.freed.notify_all();
+        }
+    }
+
+    /// The next run of free blocks, wherever it is.
+    fn begin_in_blocks(&self, lists: &mut Lists, stream: Stream) -> Option<Extent> {
+        let words = self.block_words();
+        let count = self.block_count();
+        let is_free = |block: u64| {
+            words[(block / 64) as usize].load(Ordering::Acquire) >> (block % 64) & 1 == 0
+        };
+        let (mut block, mut looked) = (lists.cursor % count.max(1), 0);
+        while looked < count {
+            if block >= count {
+                block = 0;
+            }
+            if block.is_multiple_of(64)
+                && words[(block / 64) as usize].load(Ordering::Acquire) == u64::MAX
+            {
+                block += 64;
+                looked += 64;
+                continue;
+            }
+            if is_free(block) {
+                break;
+            }
+            block += 1;
+            looked += 1;
+        }
+        if looked >= count {
+            return None;
+        }
+        let most = (MAX_EXTENT_BYTES as u64 / PAGE_BYTES).min(count - block);
+        let run = (0..most).take_while(|&index| is_free(block + index)).count() as u64;
+        for taken in block..block + run {
+            words[(taken / 64) as usize].fetch_or(1 << (taken % 64), Ordering::AcqRel);
+        }
+        let (offset, capacity) = (block * PAGE_BYTES, run * PAGE_BYTES);
+        for segment in self.segment_of(offset)..=self.segment_of(offset + capacity - 1) {
+            self.words(segment).generation.fetch_add(1, Ordering::AcqRel);
+        }
+        self.live_bytes.fetch_add(capacity, Ordering::Relaxed);
+        lists.cursor = block + run;
+        Some(Extent { offset, capacity: capacity as usize, stream })
+    }
+
+    /// `size` bytes at `offset`, in an extent that is being written, are an object from now on.
+    pub(super) fn placed(&self, offset: u64, size: u64) {
+        if self.kind == MemberKind::Log {
+            self.add_live(offset, size);
+        }
+    }
+
+    /// What was put into the extent is published, or given up; `used` bytes of it were written.
+    pub(super) fn end(&self, extent: Extent, used: usize) {
+        let used = used.next_multiple_of(PAGE_LEN) as u64;
+        match self.kind {
+            MemberKind::Log => {
+                let (segment, capacity) = (self.segment_of(extent.offset), extent.capacity as u64);
+                let end = extent.offset % self.segment_bytes + capacity;
+                let mut lists = self.lists.lock();
+                if let Some((open, fill)) = &mut lists.open[extent.stream as usize]
+                    && u64::from(*open) == segment
+                    && *fill == end
+                {
+                    // Nobody has taken what is behind it.
+                    *fill = end - capacity + used;
+                }
+                drop(lists);
+                self.sub_live(extent.offset, capacity);
+            }
+            MemberKind::Linear => {
+                let end = extent.offset + extent.capacity as u64;
+                for offset in (extent.offset + used..end).step_by(PAGE_LEN) {
+                    self.free(offset, PAGE_BYTES);
+                }
+            }
+        }
+    }
+
+    /// The extent could not be written: nothing was put there.
+    pub(super) fn give_back(&self, extent: Extent) {
+        self.end(extent, 0);
+    }
+
+    /// What was placed there is named by no entry any more.
+    pub(super) fn free(&self, offset: u64, size: u64) {
+        match self.kind {
+            MemberKind::Log => self.sub_live(offset, size),
+            MemberKind::Linear => {
+                let block = offset / PAGE_BYTES;
+                let Some(word) = self.block_words().get((block / 64) as usize) else { return };
+                let bit = 1 << (block % 64);
+                if word.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+                    self.live_bytes.fetch_sub(PAGE_BYTES, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn add_live(&self, offset: u64, bytes: u64) {
+        self.words(self.segment_of(offset)).live.fetch_add(bytes, Ordering::SeqCst);
+        self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sub_live(&self, offset: u64, bytes: u64) {
+        let segment = self.segment_of(offset);
+        let words = self.words(segment);
+        let less = |live: u64| live.checked_sub(bytes);
+        // A damaged entry may name a place where nothing was.
+        let Ok(before) = words.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) else {
+            return;
+        };
+        self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if before == bytes && words.state.load(Ordering::SeqCst) == USED {
+            self.make_free(&mut self.lists.lock().free, segment as u32);
+        }
+    }
+
+    /// A segment that can be emptied, and what lives in it.
+    pub(super) fn used_segment(&self, segment: u64) -> Option<u64> {
+        let words = self.words(segment);
+        (words.state.load(Ordering::Acquire) == USED).then(|| words.live.load(Ordering::Acquire))
+    }
+
+    /// Waits until a segment becomes free, or for `at_most`.
+    pub(super) fn wait_for_free(&self, at_most: Duration) {
+        drop(self.freed.wait_timeout(self.lists.lock(), at_most));
+    }
+
+    /// Forgets what lives, before it is counted again. Nobody else is here.
+    pub(super) fn begin_count(&self) {
+        for segment in 0..self.segment_count {
+            let words = self.words(segment);
+            words.live.store(0, Ordering::Relaxed);
+            words.state.store(FREE, Ordering::Relaxed);
+        }
+        self.block_words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.live_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// An entry names `size` bytes at `offset`.
+    pub(super) fn count(&self, offset: u64, size: u64) {
+        if !self.is_inside(offset, size) {
+            return;
+        }
+        match self.kind {
+            MemberKind::Log => self.add_live(offset, size),
+            MemberKind::Linear => {
+                let block = offset / PAGE_BYTES;
+                let Some(word) = self.block_words().get((block / 64) as usize) else { return };
+                word.fetch_or(1 << (block % 64), Ordering::Relaxed);
+                self.live_bytes.fetch_add(PAGE_BYTES, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Makes the list of what is free. A segment that a predecessor was filling is not filled on.
+    pub(super) fn end_count(&self) {
+        let mut lists = self.lists.lock();
+        lists.open = [None; 2];
+        if self.kind == MemberKind::Linear {
+            return;
+        }
+        lists.free.clear();
+        for segment in 0..self.segment_count {
+            let words = self.words(segment);
+            if words.live.load(Ordering::Relaxed) > 0 {
+                words.state.store(USED, Ordering::Relaxed);
+            } else {
+                lists.free.push_back(segment as u32);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(segments: u64) -> Space {
+        Space::new(MemberKind::Log, 64 << 10, segments).unwrap()
+    }
+
+    #[test]
+    fn a_segment_is_free_when_nothing_in_it_lives() {
+        let space = log(8);
+        let before = space.free_segments();
+        let extent = space.begin(Stream::Fresh).unwrap();
+        assert_eq!(extent.capacity, 64 << 10);
+        space.placed(extent.offset, 1000);
+        space.placed(extent.offset + 1000, 500);
+        space.end(extent, 1500);
+        assert_eq!((space.live_bytes(), space.free_segments()), (1500, before - 1));
+        // The rest of it is used, page by page.
+        let next = space.begin(Stream::Fresh).unwrap();
+        assert_eq!(next.offset, extent.offset + 4096);
+        space.end(next, 60 << 10);
+        space.free(extent.offset, 1000);
+        space.free(extent.offset + 1000, 500);
+        // It is closed when the next one is opened, and free then.
+        let other = space.begin(Stream::Fresh).unwrap();
+        assert_ne!(space.segment_of(other.offset), space.segment_of(extent.offset));
+        assert_eq!((space.live_bytes(), space.free_segments()), (64 << 10, before - 1));
+        space.give_back(other);
+        assert_eq!(space.live_bytes(), 0);
+    }
+
+    #[test]
+    fn an_extent_that_is_written_is_not_given_to_others() {
+        let space = log(20);
+        let extents: Vec<_> = std::iter::from_fn(|| space.begin(Stream::Fresh)).collect();
+        assert_eq!(extents.len(), 20 - KEEP_SEGMENTS);
+        let collected: Vec<_> = std::iter::from_fn(|| space.begin(Stream::Collected)).collect();
+        assert_eq!(collected.len(), KEEP_SEGMENTS);
+        let mut offsets: Vec<_> =
+            extents.iter().chain(&collected).map(|extent| extent.offset).collect();
+        offsets.sort_unstable();
+        offsets.dedup();
+        assert_eq!(offsets.len(), 20);
+        for extent in extents.into_iter().chain(collected) {
+            space.give_back(extent);
+        }
+        assert_eq!(space.live_bytes(), 0);
+    }
+
+    #[test]
+    fn a_generation_goes_up_when_a_segment_is_written_again() {
+        let space = log(5);
+        let mut seen = vec![0; 5];
+        for _ in 0..20 {
+            let extent = space.begin(Stream::Fresh).unwrap();
+            let segment = space.segment_of(extent.offset);
+            assert!(space.generation(segment) > seen[segment as usize]);
+            seen[segment as usize] = space.generation(segment);
+            space.placed(extent.offset, 100);
+            space.end(extent, 64 << 10);
+            space.free(extent.offset, 100);
+        }
+    }
+
+    #[test]
+    fn blocks_are_taken_and_freed() {
+        let space = Space::new(MemberKind::Linear, 1 << 20, 3).unwrap();
+        let mut taken = Vec::new();
+        while let Some(extent) = space.begin(Stream::Fresh) {
+            assert_eq!(extent.capacity, 1 << 20);
+            taken.push(extent);
+        }
+        assert_eq!((taken.len(), space.live_bytes()), (3, 3 << 20));
+        space.end(taken[1], 4096 * 3);
+        assert_eq!(space.live_bytes(), (2 << 20) + 3 * 4096);
+        let hole = space.begin(Stream::Fresh).unwrap();
+        assert_eq!(hole.offset, (1 << 20) + 3 * 4096);
+        assert_eq!(hole.capacity, (1 << 20) - 3 * 4096);
+        space.free(4096, 4096);
+        space.free(4096, 4096);
+        let single = space.begin(Stream::Fresh).unwrap();
+        assert_eq!((single.offset, single.capacity), (4096, 4096));
+        assert!(space.begin(Stream::Fresh).is_none());
+    }
+
+    #[test]
+    fn what_is_counted_again_is_what_was_there() {
+        for kind in [MemberKind::Log, MemberKind::Linear] {
+            let segment = if kind == MemberKind::Log { 64 << 10 } else { 1 << 20 };
+            let space = Space::new(kind, segment, 6).unwrap();
+            let extent = space.begin(Stream::Fresh).unwrap();
+            space.placed(extent.offset, 700);
+            space.end(extent, 4096);
+            let (live, free) = (space.live_bytes(), space.free_segments());
+            space.begin_count();
+            space.count(extent.offset, 700);
+            space.count(u64::MAX - 5, 700);
+            space.end_count();
+            assert_eq!((space.live_bytes(), space.free_segments()), (live, free));
+            space.free(extent.offset, 700);
+            assert_eq!(space.live_bytes(), 0);
+        }
+    }
+}

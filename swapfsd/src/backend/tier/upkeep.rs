@@ -1,0 +1,241 @@
+//! What a member needs done: its cold pages moved down when it is full, and, of `log`, its sparse
+//! segments emptied. One thread a member.
+
+use super::carry::{Carrier, Target, for_each_on};
+use super::demote::{next_slots, slots_at_a_time};
+use super::load::Why;
+use super::lower::Lower;
+use super::member::{Member, State, add};
+use super::policy::{self, SWEEP_ROUNDS, Visit};
+use super::space::Stream;
+use crate::backend::zmem::Store;
+use crate::codec;
+use std::collections::BinaryHeap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use swapfs_format::member::MemberKind;
+
+/// How often it looks without being told.
+const LOOK: Duration = Duration::from_millis(50);
+/// Segments that are emptied together: the slot table is looked at once for all of them.
+const MAX_VICTIMS: usize = 64;
+/// One of so many segments is to be free: collecting starts below that.
+const FREE_PART: u64 = 50;
+
+/// Who looks after a member.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    member: Arc<Member>,
+    carrier: Carrier,
+    /// The fullest first, by what lives in them.
+    victims: BinaryHeap<(u64, u64)>,
+    /// A bit for each segment: it is a victim.
+    marked: Vec<u64>,
+}
+
+impl Upkeep {
+    /// With all memory that it will use.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn new(member: Arc<Member>) -> io::Result<Upkeep> {
+        let words = (member.space.segment_count() as usize).div_ceil(64);
+        // Touched, so that it is there.
+        let mut marked = vec![u64::MAX; words];
+        marked.fill(0);
+        let mut victims = BinaryHeap::with_capacity(MAX_VICTIMS + 1);
+        victims.extend((0..=MAX_VICTIMS as u64).map(|number| (number, number)));
+        victims.clear();
+        Ok(Upkeep { member, carrier: Carrier::new()?, victims, marked })
+    }
+
+    pub(super) fn run(mut self, store: &Store) {
+        let Some(lower) = store.lower.clone() else { return };
+        if !store.wait_until_active() {
+            return;
+        }
+        let is_mine = |member: &Arc<Member>| {
+            lower.at(member.place).is_some_and(|installed| Arc::ptr_eq(&installed, member))
+        };
+        let before = codec::decodes_of_this_thread();
+        while !store.stop.load(Ordering::Relaxed) && is_mine(&self.member) {
+            let mut worked = false;
+            if self.wants_collection() {
+                worked |= self.collect(store, &lower);
+            }
+            if self.is_over(&lower) && self.member.state() == State::Ok {
+                worked |= self.demote(store, &lower);
+            }
+            let decoded = codec::decodes_of_this_thread() - before;
+            lower.counters.decompressions.fetch_max(decoded, Ordering::Relaxed);
+            if !worked {
+                lower.wait(LOOK);
+            }
+        }
+    }
+
+    /// Is it above its low watermark, once it has passed the high one?
+    fn is_over(&self, lower: &Lower) -> bool {
+        let (member, record) = (&self.member, lower.records.at(self.member.place));
+        let percent = match member.over.load(Ordering::Relaxed) {
+            true => record.low_percent(),
+            false => record.high_percent(),
+        };
+        let over = member.space.live_bytes() > member.space.usable_bytes() / 100 * percent;
+        member.over.store(over, Ordering::Relaxed);
+        over
+    }
+
+    /// Moves cold pages down until the low watermark is reached; false: nothing was to be done.
+    fn demote(&mut self, store: &Store, lower: &Lower) -> bool {
+        let _members_stay = lower.moving.read();
+        let member = Arc::clone(&self.member);
+        let slot_count = store.table.slot_count();
+        let most = SWEEP_ROUNDS * slot_count.div_ceil(slots_at_a_time()).max(1);
+        let has_target = lower.destination_below(member.order(), codec::Encoding::Lz4).is_some();
+        let (mut gained, mut noted_bytes, mut full) = (0, 0, false);
+        let is_enough = |noted: u64| {
+            let low = lower.records.at(member.place).low_percent();
+            let target = member.space.usable_bytes() / 100 * low;
+            member.space.live_bytes().saturating_sub(noted) <= target
+        };
+        for _ in 0..most {
+            let first = next_slots(&member.hand, slot_count);
+            let carrier = &mut self.carrier;
+            for_each_on(store, &member, first, first + slots_at_a_time(), |slot, cell, entry, copy| {
+                if copy {
+                    // Its page is in the top, and young: the copy is the first thing to go.
+                    gained += u64::from(store.drop_copy(slot, cell));
+                    return true;
+                }
+                match policy::at_hand(entry.age()) {
+                    Visit::Older => {
+                        let older = entry.older().0;
+                        let order = (Ordering::AcqRel, Ordering::Relaxed);
+                        let _ = cell.compare_exchange(entry.0, older, order.0, order.1);
+                    }
+                    Visit::Take if has_target => {
+                        carrier.note(&member, slot, cell);
+                        noted_bytes += entry.as_object().map_or(0, |object| {
+                            member.space.taken_by(u64::from(object.stored_bytes()))
+                        });
+                    }
+                    Visit::Take => {}
+                }
+                !carrier.is_full() && !is_enough(noted_bytes)
+            });
+            if carrier.is_full() || is_enough(noted_bytes) {
+                let carried = self.carry_down(store, lower);
+                gained += carried;
+                noted_bytes = 0;
+                full = carried == 0;
+            }
+            if full || is_enough(0) || store.stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        gained += self.carry_down(store, lower);
+        gained > 0
+    }
+
+    fn carry_down(&mut self, store: &Store, lower: &Lower) -> u64 {
+        if self.carrier.is_empty() {
+            return 0;
+        }
+        let member = &self.member;
+        let carried = self.carrier.carry(store, lower, member, Why::Demotion, |encoding| {
+            let to = lower.destination_below(member.order(), encoding)?;
+            Some(Target::Member(to, Stream::Fresh))
+        });
+        add(&member.counters.demoted_out_pages, carried.pages);
+        carried.pages
+    }
+
+    /// There are few free segments.
+    fn wants_collection(&self) -> bool {
+        let space = &self.member.space;
+        if space.kind() != MemberKind::Log || self.member.state() == State::Missing {
+            return false;
+        }
+        let wanted = (space.segment_count() / FREE_PART).max(space.keep_segments() as u64 + 2);
+        (space.free_segments() as u64) < wanted
+    }
+
+    /// Empties sparse segments; false: nothing is to be gained.
+    fn collect(&mut self, store: &Store, lower: &Lower) -> bool {
+        let _members_stay = lower.moving.read();
+        let member = Arc::clone(&self.member);
+        if !self.choose_victims() {
+            return false;
+        }
+        let free_before = member.space.free_segments();
+        let slot_count = store.table.slot_count();
+        let (mut first, mut carried_pages) = (0, 0);
+        while first < slot_count && !store.stop.load(Ordering::Relaxed) {
+            let (carrier, marked) = (&mut self.carrier, &self.marked);
+            first = for_each_on(store, &member, first, slot_count, |slot, cell, entry, copy| {
+                let Some(object) = entry.as_object() else { return true };
+                let segment = member.space.segment_of(member.lies(&object).offset);
+                if marked[(segment / 64) as usize] >> (segment % 64) & 1 == 0 {
+                    return true;
+                }
+                if copy {
+                    store.drop_copy(slot, cell);
+                    return true;
+                }
+                if carrier.is_full() {
+                    return false;
+                }
+                carrier.note(&member, slot, cell);
+                true
+            });
+            let carried = self.carrier.carry(store, lower, &member, Why::Collection, |_| {
+                Some(Target::Member(Arc::clone(&member), Stream::Collected))
+            });
+            carried_pages += carried.pages;
+            if carried.no_room {
+                break;
+            }
+        }
+        self.marked.fill(0);
+        carried_pages > 0 || member.space.free_segments() > free_before
+    }
+
+    /// Marks the emptiest segments, as many as there is room to move what lives in them.
+    fn choose_victims(&mut self) -> bool {
+        let space = &self.member.space;
+        self.victims.clear();
+        for segment in 0..space.segment_count() {
+            let Some(live) = space.used_segment(segment) else { continue };
+            self.victims.push((live, segment));
+            if self.victims.len() > MAX_VICTIMS {
+                self.victims.pop();
+            }
+        }
+        // What is lost at the ends of extents.
+        let segment_bytes = space.segment_bytes();
+        let usable = segment_bytes - segment_bytes / 32;
+        let room = space.free_segments() as u64 * usable;
+        let (mut live_bytes, mut count) = (0, 0);
+        let mut all: u64 = self.victims.iter().map(|(live, _)| live).sum();
+        // The fullest ones go until the rest fits.
+        while all > room
+            && let Some((live, _)) = self.victims.pop()
+        {
+            all -= live;
+        }
+        for (live, segment) in self.victims.drain() {
+            self.marked[(segment / 64) as usize] |= 1 << (segment % 64);
+            live_bytes += live;
+            count += 1;
+        }
+        // A segment at least must be gained, or it would go on for ever.
+        if count > live_bytes.div_ceil(usable) {
+            return true;
+        }
+        self.marked.fill(0);
+        false
+    }
+}

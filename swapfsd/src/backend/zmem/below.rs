@@ -1,0 +1,141 @@
+//! What this back end does where it is the top of a `tier` volume: pages may lie below the arena
+//! ([`crate::backend::tier`]), or have a copy there.
+//!
+//! An entry whose object lies at a device's location names a page below. An object in the arena
+//! whose entry says that it is *shared* has a copy below: the word beside the entry is the entry
+//! that it had there, and is not changed as long as the entry says so.
+
+use super::{Store, Writer};
+use crate::backend::objects::entry::{Entry, Object};
+use crate::backend::objects::lock_any;
+use crate::backend::tier::policy;
+use crate::crash::{self, Point};
+use crate::error::Result;
+use std::sync::MutexGuard;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a write waits for a segment before it asks for pages to be moved down.
+pub(super) const IMPATIENCE: Duration = Duration::from_millis(20);
+/// How long it then waits before it is refused: slow devices are given time.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// How often it looks.
+const STEP: Duration = Duration::from_millis(1);
+
+/// Where a page was found.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::backend) enum Found {
+    /// It was read.
+    Page,
+    /// It lies below, where this entry says.
+    Below(Entry, Object),
+}
+
+/// What a slot's entry was, and what it needed.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::backend) struct Replaced {
+    pub(in crate::backend) entry: Entry,
+    copy: Option<Entry>,
+}
+
+impl Store {
+    /// Puts `new` in the place of a slot's entry. The caller has the slot's lock, alone.
+    pub(in crate::backend) fn swap(&self, slot: u64, cell: &AtomicU64, new: Entry) -> Replaced {
+        let new = match new.as_object() {
+            Some(_) if self.lower.is_some() => new.with_age(policy::AGE_OF_NEW),
+            _ => new,
+        };
+        let entry = Entry(cell.swap(new.0, Ordering::AcqRel));
+        Replaced { entry, copy: self.copy_of(slot, entry) }
+    }
+
+    /// The entry that names the copy below of a slot's page, whose entry is `entry`. The caller
+    /// has the slot's lock, or nobody else is there.
+    pub(in crate::backend) fn copy_of(&self, slot: u64, entry: Entry) -> Option<Entry> {
+        self.lower.as_ref()?;
+        let object = entry.as_object()?;
+        if object.device_offset().is_some() || !entry.is_shared() {
+            return None;
+        }
+        Some(Entry(self.table.word(slot)?.load(Ordering::Acquire)))
+    }
+
+    /// Frees what an entry named that is no longer in the table, the copy below too.
+    pub(in crate::backend) fn release_all(&self, old: Replaced) {
+        self.release(old.entry);
+        if let Some(copy) = old.copy {
+            self.release(copy);
+        }
+    }
+
+    /// `new`, which names a page's new place in the arena, with the copy below that the page had
+    /// as of `old`.
+    pub(super) fn with_copy_of(&self, new: Entry, old: Entry) -> Entry {
+        match new.as_object() {
+            Some(object) if self.lower.is_some() && old.is_shared() => {
+                Entry::shared_object(object).with_history_of(new)
+            }
+            _ => new,
+        }
+    }
+
+    /// Frees the copy below of a slot's page, if it has one. False: it has none.
+    pub(in crate::backend) fn drop_copy(&self, slot: u64, cell: &AtomicU64) -> bool {
+        if self.lower.is_none() || !Entry(cell.load(Ordering::Acquire)).is_shared() {
+            return false;
+        }
+        let alone = self.slots.of(slot).write();
+        loop {
+            let entry = Entry(cell.load(Ordering::Acquire));
+            let (Some(copy), Some(object)) = (self.copy_of(slot, entry), entry.as_object()) else {
+                return false;
+            };
+            let without = Entry::object(object).with_history_of(entry);
+            // Its age may change without the lock.
+            let exchange = cell.compare_exchange(
+                entry.0,
+                without.0,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+            if exchange.is_ok() {
+                drop(alone);
+                crash::pass(Point::TierCopyDropped);
+                self.release(copy);
+                return true;
+            }
+        }
+    }
+
+    /// Writes a page for which there was no room, when pages were moved down. A swap-out waits
+    /// here, and only here, for those that move them.
+    ///
+    /// # Errors
+    /// `NoSpace`: nothing below takes pages, or not in time.
+    pub(super) fn write_when_there_is_room<'a>(
+        &'a self,
+        mut writer: MutexGuard<'a, Writer>,
+        slot: u64,
+        page: &[u8],
+    ) -> Result<MutexGuard<'a, Writer>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let takes_pages = self.lower.as_ref().is_some_and(|lower| lower.urge());
+            drop(writer);
+            std::thread::sleep(STEP);
+            self.pool.arena.forget_no_gain();
+            writer = lock_any(&self.writers);
+            match self.write_page(&mut writer, slot, page) {
+                Ok(()) => return Ok(writer),
+                Err(error)
+                    if !takes_pages
+                        || Instant::now() >= deadline
+                        || self.stop.load(Ordering::Relaxed) =>
+                {
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
