@@ -53,6 +53,7 @@ impl Evacuator {
         while !store.stop.load(Ordering::Relaxed) {
             let Some(order) = lower.records.evacuation() else {
                 complained = None;
+                end_called_off(&lower);
                 lower.wait(LOOK);
                 continue;
             };
@@ -89,15 +90,18 @@ impl Evacuator {
         let is_asked_for = || lower.records.evacuation().as_ref() == Some(order);
         while first < slot_count && is_asked_for() && !store.stop.load(Ordering::Relaxed) {
             let carrier = &mut self.carrier;
-            first = for_each_on(store, member, first, slot_count, |slot, cell, _, copy| {
+            let mut noted_bytes = 0;
+            first = for_each_on(store, member, first, slot_count, |slot, cell, entry, copy| {
                 if copy {
                     store.drop_copy(slot, cell);
                     return true;
                 }
-                if carrier.is_full() {
+                // Little at a time where it is to go slowly.
+                if carrier.is_full() || order.rate_bytes > 0 && noted_bytes > order.rate_bytes / 4 {
                     return false;
                 }
                 carrier.note(member, slot, cell);
+                noted_bytes += entry.as_object().map_or(0, |object| member.lies(&object).stored);
                 true
             });
             let _members_stay = lower.moving.read();
@@ -138,6 +142,15 @@ impl Evacuator {
             warn!("the descriptor of {}: {error}", member.name());
         }
         true
+    }
+}
+
+/// A member that is not to be emptied any more takes pages again.
+fn end_called_off(lower: &Lower) {
+    for member in lower.members().iter() {
+        if member.change_state(State::Evacuating, State::Ok) {
+            info!("{} is not emptied any more, and takes pages again", member.name());
+        }
     }
 }
 

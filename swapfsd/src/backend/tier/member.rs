@@ -240,6 +240,13 @@ impl Member {
         self.device.read().clone()
     }
 
+    fn device_or_fail(&self) -> Result<Arc<dyn BlockDevice>, i32> {
+        self.device().ok_or_else(|| {
+            self.fail("it is not there", libc::ENODEV);
+            libc::EIO
+        })
+    }
+
     /// It does not work: it takes no pages until somebody has looked after it.
     pub(super) fn fail(&self, what: &str, errno: i32) {
         let failed = self.change_state(State::Ok, State::Failed);
@@ -325,7 +332,7 @@ impl Member {
     /// # Errors
     /// The errno, which the member has failed by.
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), i32> {
-        let device = self.device().ok_or(libc::EIO)?;
+        let device = self.device_or_fail()?;
         let started = Instant::now();
         let outcome = device.read_at(buffer, self.identity.data_offset_bytes + offset);
         self.counters.record(started.elapsed());
@@ -338,7 +345,7 @@ impl Member {
     /// # Errors
     /// As for [`Member::read`].
     pub(super) fn write(&self, buffer: &[u8], offset: u64) -> Result<(), i32> {
-        let device = self.device().ok_or(libc::EIO)?;
+        let device = self.device_or_fail()?;
         device.write_at(buffer, self.identity.data_offset_bytes + offset).inspect_err(|&errno| {
             add(&self.counters.write_errors, 1);
             self.fail("writing failed", errno);

@@ -347,3 +347,6 @@ impl Backend for Tier {
 
 /// The top takes writes as it does alone.
 const _: fn(&Store) -> &dyn WritePages = |store| store;
+
+#[cfg(test)]
+mod tests;

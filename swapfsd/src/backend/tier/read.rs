@@ -242,9 +242,6 @@ impl Reader<'_> {
     /// Puts a page into the arena as it is, if there is room to spare: nobody waits for it.
     fn promote(&self, slot: u64, wanted: &Wanted, member: &Member, stored: &[u8], keep: Keep) {
         let (store, lies) = (self.store, &wanted.lies);
-        if !store.pool.arena.has_room_to_spare() {
-            return;
-        }
         let Some((bytes, checksum)) = lies.unchecked(stored) else { return };
         let Some(cell) = store.table.cell_of(slot) else { return };
         let mut writer = lock_any(&store.writers);
@@ -252,7 +249,10 @@ impl Reader<'_> {
         let Some(object) = store.pool.append(open, purpose, lies.encoding, checksum, bytes) else {
             return;
         };
-        let copied = keep == Keep::Inclusive && member.state() == State::Ok;
+        let copied = keep == Keep::Inclusive
+            && member.state() == State::Ok
+            // Nobody waits for memory for the table.
+            && (store.table.word(slot).is_some() || store.pool.arena.has_room_to_spare());
         let beside = if copied { store.table.word_or_make(slot) } else { None };
         drop(writer);
         crash::pass(Point::TierPromoted);
