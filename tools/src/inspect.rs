@@ -15,6 +15,7 @@ use serde::Serialize;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use swapfs_format::member::{MemberKind, MemberOptions};
 use swapfs_format::options::OptionError;
 use swapfs_format::size::human;
 use swapfs_format::superblock::{DecodeError, PRIMARY_OFFSET_BYTES, Superblock};
@@ -173,16 +174,23 @@ pub fn inspect(path: &Path) -> Result<Inspection, Failure> {
 
 /// All options of the type, in its order; none for a type that is not known.
 fn shown_options(superblock: &Superblock) -> Result<Vec<ShownOption>, OptionError> {
-    let Some(spec) = superblock.type_spec() else {
-        return Ok(Vec::new());
+    let table = match (MemberKind::of(superblock), superblock.type_spec()) {
+        (Some(kind), _) => {
+            MemberOptions::parse(kind, &superblock.options)?;
+            kind.table()
+        }
+        (None, Some(spec)) if !superblock.is_member() => {
+            spec.parse_options(&superblock.options)?;
+            spec.table()
+        }
+        _ => return Ok(Vec::new()),
     };
-    spec.parse_options(&superblock.options)?;
     let given = |key: &str| {
         let entries =
             superblock.options.split(',').filter_map(|entry| entry.trim().split_once('='));
         entries.into_iter().find(|(name, _)| *name == key).map(|(_, value)| value.to_owned())
     };
-    let shown = spec.option_specs().map(|option| {
+    let shown = table.specs().map(|option| {
         let value = given(option.key);
         ShownOption {
             key: option.key,
@@ -212,10 +220,13 @@ impl fmt::Display for Inspection {
         row("type", &self.type_text())?;
         row("label", &or_none(&superblock.label))?;
         row("UUID", &superblock.uuid)?;
-        row(
-            "volume",
-            &format_args!("{}, {} slots", sized(superblock.volume_bytes()), superblock.slot_count),
-        )?;
+        if superblock.is_member() {
+            let (volume, order) = (superblock.volume_uuid, superblock.member_order);
+            row("member of", &format_args!("tier volume {volume}, place {order}"))?;
+        } else {
+            let slots = superblock.slot_count;
+            row("volume", &format_args!("{}, {slots} slots", sized(superblock.volume_bytes())))?;
+        }
         row("image needs", &sized(superblock.image_bytes))?;
         if superblock.is_ghost() {
             row("data section", &"none: pages live outside the image")?;
@@ -239,10 +250,6 @@ impl fmt::Display for Inspection {
                 features(superblock.features_incompatible)
             ),
         )?;
-        if superblock.volume_uuid != superblock.uuid {
-            let (volume, order) = (superblock.volume_uuid, superblock.member_order);
-            row("member of", &format_args!("volume {volume}, place {order}"))?;
-        }
         for member in &superblock.members {
             row(
                 "member",
@@ -268,6 +275,11 @@ impl Inspection {
     pub fn look_at_log(&mut self) -> Result<(), Failure> {
         if self.superblock.type_name != types::LOG.name {
             let why = format!("type '{}' has no segments", self.superblock.type_name);
+            return Err(Failure::new(self.image.display(), why));
+        }
+        if self.superblock.is_member() {
+            let why = "a member of a tier volume: what its segments hold is known only to the \
+                       daemon that has the volume mounted: see swapfs tier";
             return Err(Failure::new(self.image.display(), why));
         }
         let image = Image::open(&self.image, Access::ReadOnly).map_err(|error| refused(&error))?;

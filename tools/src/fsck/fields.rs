@@ -1,14 +1,21 @@
 //! What a superblock that decodes can still say wrongly: everything that needs the types.
 
+use super::members;
 use super::survey::{FORMAT_AGAIN, Problem, ProblemKind};
-use std::collections::HashSet;
-use swapfs_format::PAGE_BYTES;
 use swapfs_format::superblock::Superblock;
 use swapfs_format::types::{self, TypeSpec};
 use swapfsd::backend::log::scan::LogArea;
 
 /// Checks type, options, data section and members.
 pub(super) fn check(superblock: &Superblock, problems: &mut Vec<Problem>, notes: &mut Vec<String>) {
+    if superblock.is_member() {
+        notes.push(format!(
+            "it is member {} of the tier volume {}",
+            superblock.member_order, superblock.volume_uuid
+        ));
+        members::check_own(superblock, problems);
+        return;
+    }
     let Some(spec) = superblock.type_spec() else {
         problems.push(Problem::beyond_repair(
             ProblemKind::UnknownType,
@@ -39,7 +46,7 @@ pub(super) fn check(superblock: &Superblock, problems: &mut Vec<Problem>, notes:
             superblock.data_offset_bytes
         ));
     }
-    if let Some(why) = wrong_members(superblock, spec) {
+    if let Some(why) = members::wrong_table(superblock, spec) {
         problems.push(Problem::beyond_repair(ProblemKind::BadMembers, why, FORMAT_AGAIN));
     }
 }
@@ -72,33 +79,4 @@ fn wrong_log_area(superblock: &Superblock) -> Option<String> {
             "the data section has {data_bytes} bytes: no multiple of the segment's {segment_bytes}"
         )
     })
-}
-
-fn wrong_members(superblock: &Superblock, spec: &TypeSpec) -> Option<String> {
-    let members = &superblock.members;
-    let first = members.first()?;
-    if let Some(bad) = members
-        .iter()
-        .find(|member| member.size_bytes == 0 || !member.size_bytes.is_multiple_of(PAGE_BYTES))
-    {
-        return Some(format!(
-            "member {}: its size of {} bytes is no multiple of the page",
-            bad.uuid, bad.size_bytes
-        ));
-    }
-    if members.iter().any(|member| member.uuid == superblock.uuid) {
-        return Some("the volume is a member of itself".to_owned());
-    }
-    let mut uuids = HashSet::new();
-    let mut orders = HashSet::new();
-    for member in members {
-        if !uuids.insert(member.uuid) {
-            return Some(format!("member {}: is there twice", member.uuid));
-        }
-        if !orders.insert(member.order) {
-            return Some(format!("member {}: place {} is taken", member.uuid, member.order));
-        }
-    }
-    // None of the types has members yet; the one that will says so in its specification.
-    Some(format!("type '{}' has no members, and {} is one", spec.name, first.uuid))
 }

@@ -10,12 +10,14 @@
 //! | [`survey`] | which copy of the superblock is believed, and what is wrong on the image |
 //! | `fields` | what a superblock that decodes can still say wrongly |
 //! | `log` | what is wrong in the log of a volume of type `log` |
+//! | `members` | the members of a `tier` volume, and what a member says of itself |
 //! | [`repair`] | one run over an image: look, repair, look again |
 //! | [`report`] | what is said, as text and as JSON, and the exit status |
 
 mod cli;
 mod fields;
 pub mod log;
+mod members;
 pub mod repair;
 pub mod report;
 pub mod survey;
@@ -24,5 +26,7 @@ pub use cli::main;
 
 #[cfg(test)]
 mod log_tests;
+#[cfg(test)]
+mod member_tests;
 #[cfg(test)]
 mod tests;

@@ -62,6 +62,8 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// What is unusual, and right.
     pub notes: Vec<String>,
+    /// Members that were not found.
+    pub warnings: Vec<String>,
     /// Of type `log`: what it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<LogReport>,
@@ -83,6 +85,9 @@ impl fmt::Display for Report {
         let image = self.image.display();
         for note in &self.notes {
             writeln!(f, "{image}: note: {note}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "{image}: warning: {warning}")?;
         }
         if let Some(log) = &self.log {
             writeln!(f, "{image}: {log}")?;

@@ -1,7 +1,7 @@
 //! Looking at an image: which superblock is believed, and what is wrong. Nothing is written here.
 
 use super::log::LogReport;
-use super::{fields, log};
+use super::{fields, log, members};
 use crate::failure::Failure;
 use serde::Serialize;
 use std::cmp::Reverse;
@@ -41,6 +41,10 @@ pub enum ProblemKind {
     WrongDataSection,
     /// A member table that does not go with the type, or with itself.
     BadMembers,
+    /// A member's superblock says otherwise than the volume's.
+    MemberDiffers,
+    /// The primary superblock of a member does not check, and its backup does.
+    MemberDamaged,
     /// Page 0 of the volume is no swap header that the kernel would take.
     BadSwapHeader,
     /// An anchor of the log is damaged or missing.
@@ -134,6 +138,9 @@ pub struct Survey {
     pub problems: Vec<Problem>,
     /// What is unusual, and right.
     pub notes: Vec<String>,
+    /// What may keep a volume from being mounted, though its own image is right: members that were
+    /// not found.
+    pub warnings: Vec<String>,
     /// Of type `log`: what it holds.
     pub log: Option<LogReport>,
 }
@@ -156,7 +163,11 @@ pub fn survey(image: &Image, thorough: bool) -> Result<Survey, Failure> {
     };
     sizes(image, &superblock, &mut survey);
     fields::check(&superblock, &mut survey.problems, &mut survey.notes);
-    let whole = image.bytes() >= superblock.image_bytes;
+    if superblock.type_spec().is_some_and(|spec| spec.has_members) && !superblock.is_member() {
+        members::check_images(&superblock, &mut survey.problems, &mut survey.warnings);
+    }
+    // A member has neither swap header nor parts of a log.
+    let whole = image.bytes() >= superblock.image_bytes && !superblock.is_member();
     if whole && superblock.type_name == types::LINEAR.name && !superblock.is_ghost() {
         swap_header(image, &superblock, &mut survey)?;
     }

@@ -108,7 +108,7 @@ impl Disk {
 
 /// Tries again for a moment. Other tests of this process start programs; between its fork and
 /// its exec, such a child has our files open too, and with them the lock of the last pass.
-fn patiently<T>(attempt: impl Fn() -> T, held: impl Fn(&T) -> bool) -> T {
+pub(super) fn patiently<T>(attempt: impl Fn() -> T, held: impl Fn(&T) -> bool) -> T {
     for _ in 0..20 {
         let outcome = attempt();
         if !held(&outcome) {

@@ -157,3 +157,44 @@ fn other_types_have_no_segments() {
     let failure = show(&path, None).unwrap_err().to_string();
     assert!(failure.contains("type 'linear' has no segments"), "{failure}");
 }
+
+#[test]
+fn a_tier_volume_shows_its_members_and_a_member_its_volume() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let mut request = FormatRequest::new(&folder.join("image"));
+    request.type_name = "tier".to_owned();
+    let text =
+        format!("log:{},size=2M,segment=128K,keep=inclusive", folder.join("flash").display());
+    request.members = vec![mkswapfs::MemberSpec::parse(&text).unwrap()];
+    let formatted =
+        mkswapfs::format_image(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let (volume, member) = (&formatted.superblock, &formatted.members[0]);
+    let text = inspect(&request.image).unwrap().to_string();
+    let path = member.image.display();
+    for part in [
+        "type               tier: pages compressed in RAM",
+        "data section       none",
+        &format!(
+            "member             1: {}, 2 MiB (2097152 bytes), last seen at {path}\n",
+            member.superblock.uuid
+        ),
+        " high=90  (default)\n",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let mut inspection = inspect(&member.image).unwrap();
+    let text = inspection.to_string();
+    for part in [
+        &format!("member of          tier volume {}, place 1\n", volume.uuid),
+        "data section       2 MiB (2097152 bytes) from byte 1048576",
+        " keep=inclusive\n",
+        " segment=128K\n",
+        " rate=auto  (default)\n",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    assert!(!text.contains("\nvolume ") && !text.contains("threads="), "{text}");
+    let error = inspection.look_at_log().unwrap_err().to_string();
+    assert!(error.contains("a member of a tier volume"), "{error}");
+}
