@@ -1,7 +1,7 @@
 //! `FORMAT.md` and the code say the same: the tables of the one are the layouts of the other.
 
 use swapfs_format::superblock::{self, MAGIC, MAX_MEMBERS, VERSION};
-use swapfs_format::{PAGE_LEN, geometry, log, swap_header, trace, types};
+use swapfs_format::{PAGE_LEN, geometry, log, member, swap_header, trace, types};
 
 const TEXT: &str = include_str!("../FORMAT.md");
 
@@ -61,6 +61,36 @@ fn the_member_entry_is_as_described() {
     let text = meaning("## Superblock", "members");
     assert!(text.starts_with(&format!("{MAX_MEMBERS} entries of {entry} bytes")), "{text}");
     assert!(section("### Member entry").contains(&format!("{start} + {entry} * `n`")));
+}
+
+#[test]
+fn member_images_are_as_described() {
+    let text = section("## Member images");
+    let most = member::MAX_DEVICE_MEMBERS;
+    assert!(most <= MAX_MEMBERS);
+    assert!(meaning("### Member entry", "order").contains(&format!("1 to {most}:")));
+    let superblock = |field| meaning("## Superblock", field);
+    assert!(superblock("member_order").contains(&format!("1 to {most}")));
+    assert!(superblock("member_count").contains(&format!("at most {most}")));
+    assert!(text.contains(&format!("its place, 1 to {most}:")));
+    let segments = member::MIN_MEMBER_SEGMENTS;
+    assert_eq!(text.matches(&format!("at least {segments} segments")).count(), 2, "{text}");
+    assert_eq!(member::MIN_MEMBER_BYTES, 512 << 10, "512 KiB");
+    assert!(text.contains("at least 512 KiB"));
+    for kind in member::MemberKind::ALL {
+        assert!(text.contains(&format!("`{}`", kind.type_name())), "{kind:?}");
+    }
+    // Each field that the table names is one of the superblock.
+    let fields = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let named: Vec<&str> = fields.map(|(field, _)| field).collect();
+    assert_eq!(named.len(), 7);
+    for field in named {
+        assert!(!superblock(field).is_empty());
+    }
+    let ghosts = types::TYPES.iter().filter(|spec| spec.ghost).map(|spec| spec.name);
+    let ghosts: Vec<String> = ghosts.map(|name| format!("`{name}`")).collect();
+    let [first, second, last] = &ghosts[..] else { panic!("{ghosts:?}") };
+    assert!(TEXT.contains(&format!("(types {first}, {second} and {last})")));
 }
 
 #[test]

@@ -9,10 +9,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use swapfs_format::log::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES};
+use swapfs_format::member::{
+    MAX_DEVICE_MEMBERS, MIN_MEMBER_BYTES, MIN_MEMBER_SEGMENTS, MemberKind,
+};
 use swapfs_format::superblock::{
     DecodeError, KNOWN_READ_ONLY_COMPATIBLE, PRIMARY_OFFSET_BYTES, Superblock,
 };
 use swapfs_format::{PAGE_BYTES, PAGE_LEN, size, types};
+use uuid::Uuid;
 
 /// What an image lies on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +81,10 @@ pub enum ImageErrorKind {
     ReadOnlyFeatures(u64),
     /// The superblock's type and its data section don't go together.
     WrongDataSection(String),
+    /// It belongs to the tier volume of this UUID, and is no volume itself.
+    IsMember(Uuid),
+    /// It is no member that the tier volume could use.
+    NotAMember(String),
     /// Reading, writing or opening failed.
     Io,
 }
@@ -120,6 +129,11 @@ impl fmt::Display for ImageError {
                 "features {bits:#x} that this program does not know allow no mount: use a newer one"
             ),
             ImageErrorKind::WrongDataSection(why) => write!(f, "{why}: run fsck.swapfs"),
+            ImageErrorKind::IsMember(volume) => write!(
+                f,
+                "it is a member of the tier volume {volume}: mount that volume's own image"
+            ),
+            ImageErrorKind::NotAMember(why) => write!(f, "{why}"),
             ImageErrorKind::Io => write!(f, "input/output error"),
         }?;
         match &self.source {
@@ -305,8 +319,65 @@ impl Image {
     /// The superblock, if everything about it allows a mount.
     ///
     /// # Errors
-    /// What does not, and what to do about it.
+    /// What does not, and what to do about it; `IsMember` for an image of a tier volume.
     pub fn load(&self) -> Result<Superblock, ImageError> {
+        let superblock = self.usable()?;
+        let wrong = |why| Err(self.error(ImageErrorKind::WrongDataSection(why), None));
+        let Some(spec) = superblock.type_spec() else {
+            let name = superblock.type_name.clone();
+            return Err(self.error(ImageErrorKind::UnknownType(name), None));
+        };
+        if superblock.is_member() {
+            return Err(self.error(ImageErrorKind::IsMember(superblock.volume_uuid), None));
+        }
+        if spec.ghost != superblock.is_ghost() {
+            let has = if superblock.is_ghost() { "no data section" } else { "a data section" };
+            let why = format!("the image has {has}, which type '{}' does not go with", spec.name);
+            return wrong(why);
+        }
+        let in_place = spec.name == types::LINEAR.name;
+        if in_place && superblock.data_bytes < superblock.volume_bytes() {
+            return wrong(format!(
+                "the data section has {} bytes, the volume {}",
+                superblock.data_bytes,
+                superblock.volume_bytes()
+            ));
+        }
+        if spec.name == types::LOG.name
+            && let Err(why) = LogArea::of(&superblock)
+        {
+            return wrong(why);
+        }
+        Ok(superblock)
+    }
+
+    /// The superblock, if the image can serve the tier volume of UUID `volume` as a member.
+    ///
+    /// # Errors
+    /// What does not allow that, and what to do about it; `NotAMember` if it belongs to no volume or
+    /// to another one.
+    pub fn load_member(&self, volume: Uuid) -> Result<Superblock, ImageError> {
+        let superblock = self.usable()?;
+        if !superblock.is_member() {
+            let why = "it is a volume itself, no member of one: give the path of a member";
+            return Err(self.error(ImageErrorKind::NotAMember(why.to_owned()), None));
+        }
+        if superblock.volume_uuid != volume {
+            let why = format!(
+                "it is a member of the tier volume {}, not of {volume}: give the path of one of its \
+                 own members, or format it for this volume",
+                superblock.volume_uuid
+            );
+            return Err(self.error(ImageErrorKind::NotAMember(why), None));
+        }
+        match member_flaw(&superblock) {
+            Some(why) => Err(self.error(ImageErrorKind::WrongDataSection(why), None)),
+            None => Ok(superblock),
+        }
+    }
+
+    /// The primary superblock, if this program may work with the image that it describes.
+    fn usable(&self) -> Result<Superblock, ImageError> {
         let pair = self.read_superblocks();
         let superblock = pair.primary.map_err(|primary| {
             let newer = matches!(
@@ -326,31 +397,59 @@ impl Image {
         if unknown != 0 {
             return Err(self.error(ImageErrorKind::ReadOnlyFeatures(unknown), None));
         }
-        let Some(spec) = superblock.type_spec() else {
-            let name = superblock.type_name.clone();
-            return Err(self.error(ImageErrorKind::UnknownType(name), None));
-        };
-        if spec.ghost != superblock.is_ghost() {
-            let has = if superblock.is_ghost() { "no data section" } else { "a data section" };
-            let why = format!("the image has {has}, which type '{}' does not go with", spec.name);
-            return Err(self.error(ImageErrorKind::WrongDataSection(why), None));
-        }
-        let in_place = spec.name == types::LINEAR.name;
-        if in_place && superblock.data_bytes < superblock.volume_bytes() {
-            let why = format!(
-                "the data section has {} bytes, the volume {}",
-                superblock.data_bytes,
-                superblock.volume_bytes()
-            );
-            return Err(self.error(ImageErrorKind::WrongDataSection(why), None));
-        }
-        // What a member needs, the volume that it belongs to knows.
-        if spec.name == types::LOG.name
-            && !superblock.is_member()
-            && let Err(why) = LogArea::of(&superblock)
-        {
-            return Err(self.error(ImageErrorKind::WrongDataSection(why), None));
-        }
         Ok(superblock)
     }
 }
+
+/// What is wrong with the superblock of a member, in words; `None` if a tier volume can use it. Its
+/// options are not looked at.
+#[must_use]
+pub fn member_flaw(superblock: &Superblock) -> Option<String> {
+    let Some(kind) = MemberKind::of(superblock) else {
+        return Some(format!(
+            "a member is of type 'log' or 'linear', not '{}'",
+            superblock.type_name
+        ));
+    };
+    let (order, data_bytes) = (superblock.member_order, superblock.data_bytes);
+    if !(1..=MAX_DEVICE_MEMBERS as u32).contains(&order) {
+        return Some(format!(
+            "its place among the tiers is {order}: members have 1 to {MAX_DEVICE_MEMBERS}"
+        ));
+    }
+    if superblock.slot_count != data_bytes / PAGE_BYTES {
+        return Some(format!(
+            "its data section has {data_bytes} bytes, its superblock says {} slots",
+            superblock.slot_count
+        ));
+    }
+    if kind == MemberKind::Linear {
+        return (data_bytes < MIN_MEMBER_BYTES).then(|| {
+            format!(
+                "its data section has {data_bytes} bytes: a member takes {MIN_MEMBER_BYTES} and more"
+            )
+        });
+    }
+    let segment_bytes = u64::from(superblock.erase_block_bytes);
+    if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&segment_bytes) {
+        return Some(format!(
+            "its erase block, which is the segment, has {segment_bytes} bytes: a member of type \
+             'log' takes 64 KiB to 64 MiB"
+        ));
+    }
+    if !data_bytes.is_multiple_of(segment_bytes) {
+        return Some(format!(
+            "its data section has {data_bytes} bytes: no multiple of the segment's {segment_bytes}"
+        ));
+    }
+    let segments = data_bytes / segment_bytes;
+    (segments < MIN_MEMBER_SEGMENTS).then(|| {
+        format!(
+            "its data section has {segments} segments: a member of type 'log' takes \
+             {MIN_MEMBER_SEGMENTS} and more"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -198,9 +198,9 @@ pub fn open_member(path: &Path, uuid: Uuid, volume: Uuid) -> Result<(Image, Supe
              the machine: put it on a disk",
         );
     }
-    let superblock = image.load().map_err(|why| why.to_string())?;
+    let superblock = image.load_member(volume).map_err(|why| why.to_string())?;
     // Once more: before the lock was taken it may have been formatted anew.
-    if superblock.uuid != uuid || superblock.volume_uuid != volume {
+    if superblock.uuid != uuid {
         return fail("another image is there now");
     }
     Ok((image, superblock))
