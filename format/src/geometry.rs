@@ -10,6 +10,7 @@
 
 use crate::PAGE_BYTES;
 use crate::log::MIN_SEGMENTS;
+use crate::member::{MIN_MEMBER_BYTES, MIN_MEMBER_SEGMENTS};
 use crate::swap_header::{MAX_SLOT_COUNT, MIN_SLOT_COUNT};
 use std::fmt;
 
@@ -46,6 +47,13 @@ pub enum GeometryError {
     TooLarge(u64),
     /// The erase block is no power of two, under a page or over 1 GiB.
     BadEraseBlock(u64),
+    /// Less data than a member of a tier volume can work with.
+    MemberTooSmall {
+        /// Bytes of data that were asked for.
+        have: u64,
+        /// The least.
+        need: u64,
+    },
     /// The image has no room for a volume of that size.
     ImageTooSmall {
         /// Bytes that the image has.
@@ -81,6 +89,9 @@ impl fmt::Display for GeometryError {
                 f,
                 "an erase block of {bytes} bytes is not possible: it is a power of two from 4096 to 1 GiB"
             ),
+            GeometryError::MemberTooSmall { have, need } => {
+                write!(f, "{} is too small for a member: the least is {}", human(have), human(need))
+            }
             GeometryError::ImageTooSmall { have, need } => write!(
                 f,
                 "the image has {} ({have} bytes), and {} ({need} bytes) are needed",
@@ -113,6 +124,19 @@ fn data_offset(erase_block_bytes: u64) -> Result<u64, GeometryError> {
         return Err(GeometryError::BadEraseBlock(erase_block_bytes));
     }
     Ok(erase_block_bytes.max(DATA_ALIGNMENT_BYTES))
+}
+
+/// Fewest bytes of data of a member.
+fn least_member(unit_bytes: u64) -> u64 {
+    match unit_bytes {
+        PAGE_BYTES => MIN_MEMBER_BYTES,
+        _ => MIN_MEMBER_BYTES.max(MIN_MEMBER_SEGMENTS * unit_bytes),
+    }
+}
+
+/// Most bytes of data of a member: whole units, and a place for each in `slot_count`.
+fn largest_member(unit_bytes: u64) -> u64 {
+    MAX_SLOT_COUNT * PAGE_BYTES / unit_bytes * unit_bytes
 }
 
 impl Geometry {
@@ -226,6 +250,58 @@ impl Geometry {
         })
     }
 
+    /// A member image with a data section of `data_bytes`, rounded up to whole units: pages, or the
+    /// segments of a log.
+    ///
+    /// # Errors
+    /// If that is too little for a member, or more than 2^32 pages, or the erase block is not
+    /// possible.
+    pub fn member(
+        data_bytes: u64,
+        unit_bytes: u64,
+        erase_block_bytes: u64,
+    ) -> Result<Geometry, GeometryError> {
+        let data_offset_bytes = data_offset(erase_block_bytes)?;
+        let need = least_member(unit_bytes);
+        if data_bytes < need {
+            return Err(GeometryError::MemberTooSmall { have: data_bytes, need });
+        }
+        if data_bytes > largest_member(unit_bytes) {
+            return Err(GeometryError::TooLarge(data_bytes));
+        }
+        let data_bytes = data_bytes.next_multiple_of(unit_bytes);
+        let backup_offset_bytes = data_offset_bytes + data_bytes;
+        Ok(Geometry {
+            slot_count: data_bytes / PAGE_BYTES,
+            data_offset_bytes,
+            data_bytes,
+            backup_offset_bytes,
+            image_bytes: backup_offset_bytes + PAGE_BYTES,
+        })
+    }
+
+    /// A member in an image that is there already: with as many whole units as fit, or with
+    /// `data_bytes`, rounded up. The backup goes to the image's last whole page.
+    ///
+    /// # Errors
+    /// If the image has no room, or as for [`Geometry::member`].
+    pub fn fitted_member(
+        image_bytes: u64,
+        data_bytes: Option<u64>,
+        unit_bytes: u64,
+        erase_block_bytes: u64,
+    ) -> Result<Geometry, GeometryError> {
+        let have = image_bytes / PAGE_BYTES * PAGE_BYTES;
+        let room = have.saturating_sub(data_offset(erase_block_bytes)? + PAGE_BYTES);
+        let largest = room.min(largest_member(unit_bytes)) / unit_bytes * unit_bytes;
+        let wanted = data_bytes.unwrap_or(largest.max(least_member(unit_bytes)));
+        let geometry = Geometry::member(wanted, unit_bytes, erase_block_bytes)?;
+        if geometry.image_bytes > have {
+            return Err(GeometryError::ImageTooSmall { have, need: geometry.image_bytes });
+        }
+        Ok(Geometry { image_bytes: have, backup_offset_bytes: have - PAGE_BYTES, ..geometry })
+    }
+
     /// Bytes of the volume: what `swapon` sees.
     #[must_use]
     pub fn volume_bytes(&self) -> u64 {
@@ -260,7 +336,53 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_member_has_at_least_eight_segments() {
+        let kib = 1 << 10;
+        assert_eq!(
+            Geometry::member(511 * kib, 4096, 4096),
+            Err(GeometryError::MemberTooSmall { have: 511 * kib, need: 512 * kib })
+        );
+        assert_eq!(
+            Geometry::member(kib << 10, 256 * kib, 256 * kib),
+            Err(GeometryError::MemberTooSmall { have: kib << 10, need: 2048 * kib })
+        );
+        let member = Geometry::member(2049 * kib, 256 * kib, 256 * kib).unwrap();
+        assert_eq!(member.data_bytes, 9 * 256 * kib);
+        assert_eq!(
+            Geometry::fitted_member(1 << 20, None, 64 * kib, 64 * kib),
+            Err(GeometryError::ImageTooSmall { have: 1 << 20, need: 1540 * kib })
+        );
+        assert_eq!(
+            Geometry::fitted_member(4 << 20, Some(8 << 20), 4096, 4096),
+            Err(GeometryError::ImageTooSmall { have: 4 << 20, need: (9 << 20) + 4096 })
+        );
+    }
+
     proptest! {
+        #[test]
+        fn members_are_whole_units_inside_their_image(
+            image_pages in 0u64..1 << 34,
+            tail in 0u64..4096,
+            data_bytes in proptest::option::of(0u64..1 << 44),
+            unit_shift in prop_oneof![Just(12u32), 16u32..=26],
+        ) {
+            let (image, unit) = (image_pages * PAGE_BYTES + tail, 1u64 << unit_shift);
+            if let Ok(g) = Geometry::fitted_member(image, data_bytes, unit, unit) {
+                prop_assert!(g.data_bytes.is_multiple_of(unit));
+                prop_assert!(g.data_bytes >= MIN_MEMBER_BYTES);
+                prop_assert!(unit == PAGE_BYTES || g.data_bytes / unit >= MIN_MEMBER_SEGMENTS);
+                prop_assert_eq!(g.data_bytes, g.volume_bytes());
+                prop_assert!(g.slot_count <= MAX_SLOT_COUNT);
+                prop_assert!(g.data_offset_bytes + g.data_bytes <= g.backup_offset_bytes);
+                prop_assert_eq!(g.backup_offset_bytes + PAGE_BYTES, g.image_bytes);
+                prop_assert!(g.image_bytes <= image);
+                if let Some(bytes) = data_bytes {
+                    prop_assert_eq!(g.data_bytes, bytes.next_multiple_of(unit));
+                }
+            }
+        }
+
         #[test]
         fn parts_never_overlap(
             image_pages in 0u64..1 << 34,

@@ -1,6 +1,6 @@
 //! The command line, and what is said to the user.
 
-use crate::{Error, FormatRequest, Formatted, Preallocate, format_image};
+use crate::{Error, FormatRequest, Formatted, MemberSpec, Preallocate, format_image};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use swapfs_format::member::MemberKind;
+use swapfs_format::options::OptionSpec;
 use swapfs_format::{size, types};
 use uuid::Uuid;
 
@@ -37,9 +39,10 @@ struct Arguments {
     /// Options of the type, kept in the superblock
     #[arg(short = 'o', long = "options", value_name = "KEY=VALUE,...")]
     options: Vec<String>,
-    /// An image that the volume stores pages in; only for types that have members
-    #[arg(long = "member", value_name = "IMAGE")]
-    members: Vec<PathBuf>,
+    /// A tier of type tier, hottest first: an image [log:|linear:]PATH[,KEY=VALUE...], or zmem with
+    /// options of the memory, which is always the first. Of a file that does not exist, size=SIZE
+    #[arg(long = "member", value_name = "MEMBER", value_parser = MemberSpec::parse)]
+    members: Vec<MemberSpec>,
     /// Erase block that the data is aligned to, a log's segment; what the device says without it
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     erase_block: Option<u64>,
@@ -76,19 +79,30 @@ fn help_on_types() -> String {
     for spec in types::TYPES {
         let _ = writeln!(text, "\n  {}: {}", spec.name, spec.summary);
         for option in spec.option_specs() {
-            let allowed = option.kind.allowed();
-            let default = match option.default {
-                "" => "none",
-                default => default,
-            };
-            let _ = writeln!(
-                text,
-                "    {}=  {} ({allowed}; default: {default})",
-                option.key, option.help
-            );
+            help_on_option(&mut text, option);
+        }
+    }
+    text.push_str("\nMembers of type tier (--member) and their options:\n");
+    for kind in MemberKind::ALL {
+        let summary = match kind {
+            MemberKind::Log => "pages packed into segments that are written whole",
+            MemberKind::Linear => "a page per block of 4 KiB",
+        };
+        let _ = writeln!(text, "\n  {}:PATH  {summary}", kind.type_name());
+        for option in kind.table().specs() {
+            help_on_option(&mut text, option);
         }
     }
     text
+}
+
+fn help_on_option(text: &mut String, option: &OptionSpec) {
+    let allowed = option.kind.allowed();
+    let default = match option.default {
+        "" => "none",
+        default => default,
+    };
+    let _ = writeln!(text, "    {}=  {} ({allowed}; default: {default})", option.key, option.help);
 }
 
 /// Runs `mkswapfs` with a command line whose first word is the program's name.
@@ -113,10 +127,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<String, Error> {
-    if let Some(member) = arguments.members.first() {
-        let why = format!("type '{}' has no members", arguments.type_name);
-        return Err(Error::new(format_args!("--member {}", member.display()), why));
-    }
     let request = FormatRequest {
         image: arguments.image.clone(),
         type_name: arguments.type_name.clone(),
@@ -124,6 +134,7 @@ fn run(arguments: &Arguments) -> Result<String, Error> {
         label: arguments.label.clone(),
         uuid: arguments.uuid,
         options: arguments.options.join(","),
+        members: arguments.members.clone(),
         erase_block_bytes: arguments.erase_block,
         preallocate: match arguments.preallocate {
             PreallocateArgument::Full => Preallocate::Full,
@@ -159,15 +170,11 @@ fn run(arguments: &Arguments) -> Result<String, Error> {
     Ok(describe(&formatted))
 }
 
-fn describe(formatted: &Formatted) -> String {
+pub(crate) fn describe(formatted: &Formatted) -> String {
     let superblock = &formatted.superblock;
     let image = formatted.image.display();
     let verb = if formatted.dry_run { "would format" } else { "formatted" };
-    let created = match (formatted.created, formatted.dry_run) {
-        (true, true) => ", to be created",
-        (true, false) => ", created",
-        (false, _) => "",
-    };
+    let created = created(formatted);
     let label = if superblock.label.is_empty() { "no label" } else { superblock.label.as_str() };
     let options =
         if superblock.options.is_empty() { "defaults" } else { superblock.options.as_str() };
@@ -181,7 +188,7 @@ fn describe(formatted: &Formatted) -> String {
             size::human(superblock.data_offset_bytes)
         )
     };
-    format!(
+    let mut text = format!(
         "{verb} {image} ({}{created})\n\
          type     {}\n\
          volume   {} ({} slots of 4 KiB)\n\
@@ -193,6 +200,44 @@ fn describe(formatted: &Formatted) -> String {
         superblock.type_name,
         size::human(superblock.volume_bytes()),
         superblock.slot_count,
+        superblock.uuid
+    );
+    for member in &formatted.members {
+        text.push_str(&describe_member(member));
+    }
+    text
+}
+
+fn created(formatted: &Formatted) -> &'static str {
+    match (formatted.created, formatted.dry_run) {
+        (true, true) => ", to be created",
+        (true, false) => ", created",
+        (false, _) => "",
+    }
+}
+
+fn describe_member(member: &Formatted) -> String {
+    let superblock = &member.superblock;
+    let segments = match MemberKind::of(superblock) {
+        Some(MemberKind::Log) => {
+            format!(" in segments of {}", size::human(u64::from(superblock.erase_block_bytes)))
+        }
+        _ => String::new(),
+    };
+    let options =
+        if superblock.options.is_empty() { "defaults" } else { superblock.options.as_str() };
+    format!(
+        "\nmember {} {}:{} ({}{})\n\
+         data     {}{segments} from byte {}\n\
+         options  {options}\n\
+         UUID     {}",
+        superblock.member_order,
+        superblock.type_name,
+        member.image.display(),
+        size::human(superblock.image_bytes),
+        created(member),
+        size::human(superblock.data_bytes),
+        superblock.data_offset_bytes,
         superblock.uuid
     )
 }
@@ -210,6 +255,11 @@ mod tests {
         assert!(arguments.force && arguments.dry_run && arguments.json);
         assert!(Arguments::try_parse_from(["mkswapfs", "-s", "1.5G", "i"]).is_err());
         assert!(Arguments::try_parse_from(["mkswapfs"]).is_err());
+        let line = "mkswapfs -t tier --member zmem,limit=1G --member log:/dev/a --member b i";
+        let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+        assert_eq!(arguments.members.len(), 3);
+        let line = "mkswapfs -t tier --member ram:x image";
+        assert!(Arguments::try_parse_from(line.split_whitespace()).is_err());
     }
 
     #[test]
@@ -218,6 +268,9 @@ mod tests {
         for spec in types::TYPES {
             assert!(help.contains(spec.summary));
             assert!(spec.option_specs().all(|option| help.contains(option.help)));
+        }
+        for kind in MemberKind::ALL {
+            assert!(kind.table().specs().all(|option| help.contains(option.help)));
         }
     }
 }

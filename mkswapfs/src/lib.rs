@@ -1,15 +1,25 @@
 //! `mkswapfs`: formats an image as a swapfs volume.
 //!
-//! [`format_image`] is what `swapfs up` and `swapfs demo` call as well. [`plan`] decides
-//! everything before a byte is written, [`target`] refuses what must not be overwritten, and
-//! [`write`] writes in an order that never leaves a valid primary superblock before its time.
+//! [`format_image`] is what `swapfs up` and `swapfs demo` call as well, and [`format_member`] what
+//! `swapfs tier add` calls.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`plan`] | from a request to a superblock: everything is decided before a byte is written |
+//! | [`member`] | the same for one member of a `tier` volume, and what `--member` says |
+//! | `tier` | a volume and its members together |
+//! | [`target`] | what must not be overwritten |
+//! | [`write`] | writing, in an order that never leaves a valid primary superblock before its time |
 
 mod cli;
+pub mod member;
 pub mod plan;
 pub mod target;
+mod tier;
 pub mod write;
 
 pub use cli::main;
+pub use member::{MemberImage, MemberRequest, MemberSpec, format_member, member_entry};
 pub use plan::{FormatRequest, Preallocate};
 
 use plan::Plan;
@@ -52,35 +62,88 @@ pub struct Formatted {
     pub dry_run: bool,
     /// What stands on it.
     pub superblock: Superblock,
+    /// Of a `tier` volume: its members, hottest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Formatted>,
+}
+
+impl Formatted {
+    /// What `plan` makes, or would make.
+    fn of(plan: Plan, dry_run: bool) -> Formatted {
+        Formatted {
+            image: plan.image,
+            created: plan.create,
+            dry_run,
+            superblock: plan.superblock,
+            members: Vec::new(),
+        }
+    }
 }
 
 /// How far a long write is: called with bytes done and bytes in all. `Break` ends the format.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
-/// Formats an image; one that it created is removed again if that fails.
+/// Formats an image, and the members of a volume that has any; what it created is removed again if
+/// that fails.
 ///
 /// # Errors
-/// What was refused or failed. Before the first write nothing has changed; after it, the image
-/// has no valid primary superblock.
+/// What was refused or failed. Before the first write nothing has changed; after it, none of the
+/// images has a valid primary superblock that it did not have before.
 pub fn format_image(request: &FormatRequest, progress: Progress<'_>) -> Result<Formatted, Error> {
-    let mut plan = plan::plan(request)?;
+    let spec = plan::type_of(request)?;
+    let mut plans = match (spec.has_members, request.members.first()) {
+        (true, _) => tier::plan(request)?,
+        (false, None) => vec![plan::plan(request)?],
+        (false, Some(member)) => {
+            let why = format!("type '{}' has no members: use -t tier", spec.name);
+            return Err(Error::new(format_args!("--member {member}"), why));
+        }
+    };
     if !request.dry_run {
-        execute(&mut plan, progress)?;
+        execute(&mut plans, progress)?;
     }
-    Ok(Formatted {
-        image: plan.image,
-        created: plan.create,
-        dry_run: request.dry_run,
-        superblock: plan.superblock,
-    })
+    let mut formatted: Vec<Formatted> =
+        plans.into_iter().map(|plan| Formatted::of(plan, request.dry_run)).collect();
+    // The volume's own image comes last.
+    let mut volume = formatted.pop().ok_or_else(|| Error::new("plan", "empty"))?;
+    volume.members = formatted;
+    Ok(volume)
 }
 
-fn execute(plan: &mut Plan, progress: Progress<'_>) -> Result<(), Error> {
-    // A file that somebody else made since the plan is not ours to remove: opening fails then.
-    let mut medium = write::ImageMedium::open(plan)?;
-    let outcome = write::write_format(&mut medium, plan, progress);
-    if outcome.is_err() && plan.create {
-        drop(fs::remove_file(&plan.image));
+/// Writes what `plans` say, one after the other. All images are opened, and created, before the
+/// first is written; if anything fails, none of them is a volume or a member.
+fn execute(plans: &mut [Plan], progress: Progress<'_>) -> Result<(), Error> {
+    let mut media: Vec<write::ImageMedium> = Vec::new();
+    let mut written = 0;
+    let outcome = write_all(plans, &mut media, &mut written, progress);
+    if outcome.is_err() {
+        // A file that somebody else made since the plan is not ours to remove: opening fails then.
+        for (index, (medium, plan)) in media.iter_mut().zip(plans.iter()).enumerate() {
+            if plan.create {
+                drop(fs::remove_file(&plan.image));
+            } else if index < written {
+                medium.invalidate();
+            }
+        }
     }
     outcome
+}
+
+fn write_all(
+    plans: &mut [Plan],
+    media: &mut Vec<write::ImageMedium>,
+    written: &mut usize,
+    progress: Progress<'_>,
+) -> Result<(), Error> {
+    for plan in plans.iter_mut() {
+        media.push(write::ImageMedium::open(plan)?);
+    }
+    let total = media.iter().map(write::ImageMedium::progress_bytes).sum();
+    let mut before = 0;
+    for (medium, plan) in media.iter_mut().zip(plans.iter()) {
+        write::write_format(medium, plan, &mut |done, _| progress(before + done, total))?;
+        *written += 1;
+        before += medium.progress_bytes();
+    }
+    Ok(())
 }

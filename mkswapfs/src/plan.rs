@@ -1,13 +1,14 @@
 //! From a request to a superblock: everything that can be refused is refused here.
 
 use crate::Error;
+use crate::member::MemberSpec;
 use crate::target::{self, Target};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use swapfs_format::geometry::Geometry;
 use swapfs_format::log::{DEFAULT_SEGMENT_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES};
 use swapfs_format::superblock::Superblock;
-use swapfs_format::types::{self, BackendOptions, LogOptions, TypeSpec};
+use swapfs_format::types::{self, BackendOptions, TypeSpec};
 use swapfs_format::{PAGE_BYTES, size};
 use swapfsd::backend::log::scan::LogArea;
 use uuid::Uuid;
@@ -42,6 +43,8 @@ pub struct FormatRequest {
     pub uuid: Option<Uuid>,
     /// Options of the type, `key=value,...`.
     pub options: String,
+    /// Members, for type `tier`; hottest first.
+    pub members: Vec<MemberSpec>,
     /// Erase block, in bytes; `None`: what the device says.
     pub erase_block_bytes: Option<u64>,
     /// For regular files of types with a data section.
@@ -63,6 +66,7 @@ impl FormatRequest {
             label: String::new(),
             uuid: None,
             options: String::new(),
+            members: Vec::new(),
             erase_block_bytes: None,
             preallocate: Preallocate::default(),
             force: false,
@@ -86,29 +90,38 @@ pub struct Plan {
     pub(crate) target: Option<swapfsd::image::Image>,
 }
 
-/// Decides what will be written, without writing.
+/// The type that was asked for.
+///
+/// # Errors
+/// If there is none of that name.
+pub(crate) fn type_of(request: &FormatRequest) -> Result<&'static TypeSpec, Error> {
+    types::find(&request.type_name).ok_or_else(|| {
+        let why = format!("the types are {}", types::known_names());
+        Error::new(format_args!("unknown type '{}'", request.type_name), why)
+    })
+}
+
+/// Decides what will be written to the volume's own image, without writing.
 ///
 /// # Errors
 /// Everything that is wrong with the request, or with its target.
-pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
+pub(crate) fn plan(request: &FormatRequest) -> Result<Plan, Error> {
     let image = &request.image;
-    let spec = types::find(&request.type_name).ok_or_else(|| {
-        let why = format!("the types are {}", types::known_names());
-        Error::new(format_args!("unknown type '{}'", request.type_name), why)
-    })?;
+    let spec = type_of(request)?;
     let options =
         spec.parse_options(&request.options).map_err(|error| Error::new(image.display(), error))?;
     let target = target::inspect(image, request.force)?;
-    if !spec.ghost && target.on_tmpfs {
-        return Err(Error::new(
-            image.display(),
-            "on tmpfs, whose pages are themselves swapped: swapping to it deadlocks the machine. \
-             Put the image on a disk",
-        ));
+    if !spec.ghost {
+        target.refuse_tmpfs(image)?;
     }
     let mut erase_block_bytes = request.erase_block_bytes.unwrap_or(target.erase_block_bytes);
     if let BackendOptions::Log(log) = &options.backend {
-        erase_block_bytes = segment_bytes(request, log, &target)?;
+        let wanted = log.segment_bytes.or(request.erase_block_bytes);
+        let image_bytes = match target.bytes {
+            0 => request.volume_bytes.unwrap_or(0),
+            bytes => bytes,
+        };
+        erase_block_bytes = segment_bytes(image, wanted, image_bytes, &target)?;
     }
     let geometry = geometry(request, spec, &target, erase_block_bytes)?;
     let mut superblock =
@@ -116,14 +129,7 @@ pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
     superblock.label.clone_from(&request.label);
     superblock.options.clone_from(&request.options);
     superblock.erase_block_bytes = erase_block_bytes as u32;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    // What is left of an older volume must not be taken for this one's, even if both have the same
-    // UUID and were made within a second.
-    let older = target.image.as_ref().and_then(|image| image.read_superblocks().primary.ok());
-    superblock.created_unix_s = match older {
-        Some(older) if older.uuid == superblock.uuid => now.max(older.created_unix_s + 1),
-        _ => now,
-    };
+    superblock.created_unix_s = creation_time(&superblock, &target);
     if spec.name == types::LOG.name {
         LogArea::of(&superblock).map_err(|why| Error::new(image.display(), why))?;
     }
@@ -137,11 +143,23 @@ pub fn plan(request: &FormatRequest) -> Result<Plan, Error> {
     })
 }
 
+/// Now, in seconds since 1970. What is left of an older volume must not be taken for this one's, even
+/// if both have the same UUID and were made within a second.
+pub(crate) fn creation_time(superblock: &Superblock, target: &Target) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let older = target.image.as_ref().and_then(|image| image.read_superblocks().primary.ok());
+    match older {
+        Some(older) if older.uuid == superblock.uuid => now.max(older.created_unix_s + 1),
+        _ => now,
+    }
+}
+
 /// The segment of a log: what was asked for, or a multiple of the device's erase block of 2 MiB
 /// and more, but such that a small image has enough of them.
-fn segment_bytes(
-    request: &FormatRequest,
-    options: &LogOptions,
+pub(crate) fn segment_bytes(
+    image: &Path,
+    wanted: Option<u64>,
+    image_bytes: u64,
     target: &Target,
 ) -> Result<u64, Error> {
     let wrong = |bytes: u64| {
@@ -150,17 +168,13 @@ fn segment_bytes(
             size::human(MIN_SEGMENT_BYTES),
             size::human(MAX_SEGMENT_BYTES)
         );
-        Error::new(request.image.display(), why)
+        Error::new(image.display(), why)
     };
-    if let Some(bytes) = options.segment_bytes.or(request.erase_block_bytes) {
+    if let Some(bytes) = wanted {
         let possible = (MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&bytes);
         return if possible && bytes.is_power_of_two() { Ok(bytes) } else { Err(wrong(bytes)) };
     }
     let least = target.erase_block_bytes.clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
-    let image_bytes = match target.bytes {
-        0 => request.volume_bytes.unwrap_or(0),
-        bytes => bytes,
-    };
     let wanted = DEFAULT_SEGMENT_BYTES.max(least);
     let mut bytes = wanted;
     while bytes > least && image_bytes / bytes < SEGMENTS_WANTED {

@@ -3,7 +3,7 @@
 use crate::Error;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use swapfs_format::PAGE_BYTES;
@@ -23,6 +23,68 @@ pub struct Target {
     pub erase_block_bytes: u64,
     /// It lies, or would lie, on tmpfs.
     pub on_tmpfs: bool,
+}
+
+impl Target {
+    /// Swap must not lie in memory that is swapped.
+    pub(crate) fn refuse_tmpfs(&self, path: &Path) -> Result<(), Error> {
+        if !self.on_tmpfs {
+            return Ok(());
+        }
+        Err(Error::new(
+            path.display(),
+            "on tmpfs, whose pages are themselves swapped: swapping to it deadlocks the machine. \
+             Put the image on a disk",
+        ))
+    }
+}
+
+/// What an image is, whatever path leads to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// A file: its file system and inode.
+    File(u64, u64),
+    /// A device, by its number.
+    Device(u64),
+    /// Not there yet: the path that it will have.
+    Missing(PathBuf),
+}
+
+/// What `path` leads to. Nothing is opened.
+pub(crate) fn identity(path: &Path) -> Identity {
+    match fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_block_device() => Identity::Device(meta.rdev()),
+        Ok(meta) => Identity::File(meta.dev(), meta.ino()),
+        Err(_) => Identity::Missing(lasting_path(path)),
+    }
+}
+
+/// The path from the root, without links; for a file that does not exist yet, the one that it will
+/// have. As it is where that can't be told.
+pub(crate) fn lasting_path(path: &Path) -> PathBuf {
+    if let Ok(whole) = fs::canonicalize(path) {
+        return whole;
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match (fs::canonicalize(parent.unwrap_or(Path::new("."))), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// A device with heads that move: to read in another place takes long.
+pub(crate) fn is_rotational(path: &Path) -> bool {
+    let Ok(meta) = fs::metadata(path) else { return false };
+    if !meta.file_type().is_block_device() {
+        return false;
+    }
+    let number = meta.rdev();
+    let device = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
+    // A partition has no queue of its own: that of the disk is one level up.
+    ["queue", "../queue"].iter().any(|queue| {
+        let said = fs::read_to_string(format!("{device}/{queue}/rotational"));
+        said.is_ok_and(|said| said.trim() == "1")
+    })
 }
 
 /// Opens a target for oneself and looks at what is on it.
@@ -143,6 +205,12 @@ fn holds(image: &Image) -> Result<Option<String>, Error> {
     let mut start = [0; MAGIC.len()];
     let read = swapfsd::sys::file::read_all_at(image.file(), &mut start, 0);
     if let Ok(superblock) = pair.primary.as_ref().or(pair.backup.as_ref()) {
+        if superblock.is_member() {
+            return Ok(Some(format!(
+                "a member of the swapfs tier volume {}, of type {}",
+                superblock.volume_uuid, superblock.type_name
+            )));
+        }
         let label = &superblock.label;
         let label = if label.is_empty() { String::new() } else { format!(" '{label}'") };
         return Ok(Some(format!("a swapfs volume of type {}{label}", superblock.type_name)));

@@ -74,17 +74,19 @@ pub fn write_format(
     medium.sync().map_err(failed("removing what was there"))?;
     if !superblock.is_ghost() {
         medium.prepare_data(progress).map_err(failed("writing the data section"))?;
-        let first_page = if superblock.type_name == types::LOG.name {
-            // Its first two pages say what the log holds: nothing. The daemon writes the header.
+        let is_log = superblock.type_name == types::LOG.name;
+        let first_page = if is_log || superblock.is_member() {
+            // Its first two pages say what the log holds: nothing. The daemon writes the header. In a
+            // member there is neither, and nothing of an older volume is to be found.
             let place = superblock.data_offset_bytes + PAGE_BYTES;
-            medium.write(place, &zeros[..PAGE_LEN]).map_err(failed("emptying the log"))?;
+            medium.write(place, &zeros[..PAGE_LEN]).map_err(failed("emptying the data section"))?;
             [0; PAGE_LEN]
         } else {
             superblock.swap_header().encode()
         };
         medium
             .write(superblock.data_offset_bytes, &first_page)
-            .map_err(failed("writing the swap header"))?;
+            .map_err(failed("writing the first page of the data section"))?;
     }
     medium
         .write(superblock.backup_offset_bytes, &encoded)
@@ -162,6 +164,20 @@ impl ImageMedium {
             preallocate: plan.preallocate,
             old_backups,
         })
+    }
+}
+
+impl ImageMedium {
+    /// How much of [`Progress`] is made while this image is written, in bytes.
+    pub(crate) fn progress_bytes(&self) -> u64 {
+        let filled = self.image.kind() == ImageKind::File && self.preallocate == Preallocate::Full;
+        if filled { self.superblock.data_bytes } else { 0 }
+    }
+
+    /// Makes sure that the image is no volume and no member, as well as can be.
+    pub(crate) fn invalidate(&mut self) {
+        let _: io::Result<()> =
+            self.write(PRIMARY_OFFSET_BYTES, &[0; PAGE_LEN]).and_then(|()| self.sync());
     }
 }
 
@@ -247,4 +263,4 @@ impl Medium for ImageMedium {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -108,7 +108,7 @@ fn request(folder: &tempfile::TempDir) -> FormatRequest {
 /// images of all tests open, and with them their locks, which another test would meet.
 static STARTS_BLKID: Mutex<()> = Mutex::new(());
 
-fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     STARTS_BLKID.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -238,6 +238,9 @@ fn a_file_made_by_another_in_the_meantime_is_not_removed() {
     let request = request(&folder);
     let mut plan = crate::plan::plan(&request).unwrap();
     fs::write(&request.image, b"somebody's").unwrap();
-    assert!(crate::execute(&mut plan, &mut |_, _| ControlFlow::Continue(())).is_err());
+    assert!(
+        crate::execute(std::slice::from_mut(&mut plan), &mut |_, _| ControlFlow::Continue(()))
+            .is_err()
+    );
     assert_eq!(fs::read(&request.image).unwrap(), b"somebody's");
 }
