@@ -9,6 +9,7 @@
 //! Everything below [`fuse`] runs without FUSE: tests, benchmarks and tools drive
 //! [`volume::Volume`] directly. `swapfsd/README.md` is the architecture page.
 
+pub mod admin;
 pub mod awake;
 pub mod backend;
 pub mod buffer;

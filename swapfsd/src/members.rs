@@ -24,7 +24,12 @@ pub use swapfs_format::member::MAX_DEVICE_MEMBERS;
 pub trait Keeper: Send + Sync + std::fmt::Debug {
     /// Has `file` kept at `place` of the volume's members. From `Ok` on every successor has it;
     /// the caller makes the member part of the volume after that. May wait for ten seconds: not
-    /// for threads of the I/O path.
+    /// for threads of the I/O path, nor inside [`crate::backend::Backend::activate`], whose thread
+    /// is the one that reads the answer.
+    ///
+    /// A process that dies in between leaves a member held that is none: a back end that adopts
+    /// finds a file at a place that its own memory does not name, and is to [`Keeper::forget`] it
+    /// (later, on a thread of its own).
     ///
     /// # Errors
     /// `EBUSY` while an upgrade is under way, `ENOTCONN` while there is no supervisor,
@@ -198,9 +203,9 @@ pub fn open_member(path: &Path, uuid: Uuid, volume: Uuid) -> Result<(Image, Supe
              the machine: put it on a disk",
         );
     }
-    let superblock = image.load().map_err(|why| why.to_string())?;
+    let superblock = image.load_member(volume).map_err(|why| why.to_string())?;
     // Once more: before the lock was taken it may have been formatted anew.
-    if superblock.uuid != uuid || superblock.volume_uuid != volume {
+    if superblock.uuid != uuid {
         return fail("another image is there now");
     }
     Ok((image, superblock))

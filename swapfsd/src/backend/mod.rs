@@ -26,16 +26,21 @@
 //! here implements [`Backend`], [`registry`] builds it.
 
 pub mod device;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod linear;
 pub mod log;
 mod objects;
 pub mod ram;
 pub mod registry;
 pub mod tier;
+pub mod report;
 pub mod zmem;
 
+use crate::admin::Administration;
 use crate::buffer::PageBuffer;
 use crate::error::Result;
+pub use report::{EvacuationReport, TierReport};
 use std::sync::Arc;
 
 /// What the slots hold when the back end has been opened.
@@ -105,6 +110,20 @@ pub trait Backend: Send + Sync {
 
     /// Reports numbers of its own, by name with the unit last. May be called at any time.
     fn statistics(&self, report: &mut dyn FnMut(&'static str, u64));
+
+    /// Reports its tiers, hottest first, where it has some. May be called at any time, and
+    /// allocates nothing.
+    fn tiers(&self, _report: &mut dyn FnMut(&TierReport<'_>)) {}
+
+    /// The tier that is being emptied, if there is one. As [`Backend::tiers`].
+    fn evacuation(&self) -> Option<EvacuationReport> {
+        None
+    }
+
+    /// What can be changed while it serves, if anything can.
+    fn administration(&self) -> Option<&dyn Administration> {
+        None
+    }
 }
 
 /// Reads and writes that return before they are done.

@@ -40,13 +40,6 @@ pub(super) fn open_volume(arguments: &Arguments) -> Result<Opened, StartError> {
         .map_err(|error| StartError::new(arguments.image.display(), error))?;
     let image = Image::open_exclusive(&path, Access::ReadWrite).map_err(described)?;
     let superblock = image.load().map_err(described)?;
-    if superblock.is_member() {
-        let why = format!(
-            "it belongs to volume {}: mount that volume's image; its tiers come with it",
-            superblock.volume_uuid
-        );
-        return Err(StartError::new(path.display(), why));
-    }
     let (options, text) = options_of(&superblock, arguments)?;
     if !superblock.is_ghost() && image.is_on_tmpfs() {
         return Err(StartError::new(

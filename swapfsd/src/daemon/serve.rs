@@ -5,6 +5,7 @@ use super::open::{Opened, buffers_for, check_mountpoint, open_fuse_device, trans
 use super::ready::Readiness;
 use super::worker::die_of_panics;
 use super::{Arguments, StartError, THREAD_STACK_BYTES};
+use crate::admin::{self, server::Server};
 use crate::awake::Awake;
 use crate::backend::registry;
 use crate::fuse::uring::private_memory;
@@ -26,6 +27,7 @@ use signal_hook::iterator::Signals;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use swapfs_format::superblock::Superblock;
 use swapfs_format::types::TypedOptions;
 
 /// Mounts and serves, all in this process: if it dies, the volume is lost.
@@ -55,6 +57,7 @@ struct Mounted {
     mountpoint: PathBuf,
     protection: Protection,
     oom_when_full: bool,
+    superblock: Superblock,
     /// Held until the end: it has the lock on the image.
     _image: Image,
     _cgroup: Option<OwnCgroup>,
@@ -129,6 +132,7 @@ impl Mounted {
             mountpoint,
             protection,
             oom_when_full: options.common.oom_when_full,
+            superblock,
             _image: image,
             _cgroup: cgroup,
         })
@@ -157,7 +161,9 @@ impl Mounted {
         let reserve = Reserve::start(Arc::clone(&self.volume))
             .map_err(|error| StartError::new("memory reserve", error))?;
         let overfull = self.watch_for_full();
+        let admin = administer(&self.superblock, &self.volume, &self.mountpoint);
         let served = self.connection.serve();
+        drop(admin);
         drop(overfull);
         drop(reserve);
         drop(starter.join());
@@ -183,6 +189,21 @@ impl Mounted {
         let wanted = self.oom_when_full && self.protection.oom_protected;
         wanted.then(|| watch_for_full(&self.volume)).flatten()
     }
+}
+
+/// Opens the control socket of a volume whose back end can be changed while it serves.
+pub(super) fn administer(
+    superblock: &Superblock,
+    volume: &Arc<Volume>,
+    mountpoint: &Path,
+) -> Option<Server> {
+    let path = admin::socket_path(superblock.uuid);
+    Server::start(&path, Arc::clone(volume), mountpoint.join("swapfile"))
+        .inspect_err(|error| {
+            warn!("{}: {error}: tiers can't be changed while mounted", path.display());
+        })
+        .ok()
+        .flatten()
 }
 
 /// Asks for the OOM killer where nobody else would, see [`Overfull`].

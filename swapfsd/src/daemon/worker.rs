@@ -5,8 +5,9 @@ mod keeper;
 mod standby;
 
 use super::open::{buffers_for, options_of, transport_of};
-use super::serve::{awake_of, populate, spawn, stop_on_signal, watch_for_full};
+use super::serve::{administer, awake_of, populate, spawn, stop_on_signal, watch_for_full};
 use super::{Arguments, StartError, knock, start_logging};
+use crate::admin::server::Server;
 use crate::backend::registry;
 use crate::control::{self, Control, Page};
 use crate::crash::Point;
@@ -134,6 +135,7 @@ struct Worker {
     beating: Arc<AtomicBool>,
     _companion: Option<Companion>,
     seat: Seat,
+    admin: Option<Server>,
 }
 
 impl Worker {
@@ -220,6 +222,7 @@ impl Worker {
                 .inspect_err(|error| warn!("a take-over will be slower: {error}"))
                 .ok(),
             seat,
+            admin: None,
         };
         worker.prepare_heart()?;
         Ok(worker)
@@ -259,8 +262,17 @@ impl Worker {
                  the kernel moves memory could fail at a kill"
             );
         }
+        // Whoever is told that the volume is mounted may ask at once.
+        self.administer();
         crash::arm_from_environment();
         Ok(())
+    }
+
+    /// Opens the control socket, where the back end can be changed.
+    fn administer(&mut self) {
+        if self.admin.is_none() {
+            self.admin = administer(&self.superblock, &self.volume, &self.mountpoint);
+        }
     }
 
     fn take_seat(&self, patience: Duration) -> Result<(), StartError> {
@@ -288,6 +300,7 @@ impl Worker {
         let reserve = Reserve::start(Arc::clone(&self.volume))
             .inspect_err(|error| warn!("no memory reserve: {error}"));
         let overfull = self.watch_for_full();
+        self.administer();
         let mut guard = Guard::new(arguments, link);
         loop {
             let wait = guard.time_to_wait();
@@ -306,6 +319,7 @@ impl Worker {
                 _ => {}
             }
         }
+        drop(self.admin.take());
         drop(overfull);
         drop(reserve);
         let served = self.session.take().map_or(Ok(Ok(())), thread::JoinHandle::join);

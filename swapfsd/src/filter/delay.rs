@@ -2,7 +2,8 @@
 //!
 //! It has no asynchronous side: a thread that sleeps stands for a request in the device.
 
-use crate::backend::{AtStart, Backend};
+use crate::admin::Administration;
+use crate::backend::{AtStart, Backend, EvacuationReport, TierReport};
 use crate::control::InDevice;
 use crate::error::Result;
 use std::sync::Arc;
@@ -64,5 +65,17 @@ impl Backend for Delay {
 
     fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {
         self.inner.statistics(report);
+    }
+
+    fn tiers(&self, report: &mut dyn FnMut(&TierReport<'_>)) {
+        self.inner.tiers(report);
+    }
+
+    fn evacuation(&self) -> Option<EvacuationReport> {
+        self.inner.evacuation()
+    }
+
+    fn administration(&self) -> Option<&dyn Administration> {
+        self.inner.administration()
     }
 }

@@ -3,7 +3,10 @@
 //! Whether the n-th operation fails depends on the seed and on n only, so a run with one thread
 //! replays. A failed operation is not handed on: a write that is refused changes nothing.
 
-use crate::backend::{AsynchronousBackend, AtStart, Backend, Completion};
+use crate::admin::Administration;
+use crate::backend::{
+    AsynchronousBackend, AtStart, Backend, Completion, EvacuationReport, TierReport,
+};
 use crate::buffer::PageBuffer;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use std::sync::Arc;
@@ -111,6 +114,18 @@ impl Backend for Fault {
     fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {
         report("faults_injected", self.injected());
         self.inner.statistics(report);
+    }
+
+    fn tiers(&self, report: &mut dyn FnMut(&TierReport<'_>)) {
+        self.inner.tiers(report);
+    }
+
+    fn evacuation(&self) -> Option<EvacuationReport> {
+        self.inner.evacuation()
+    }
+
+    fn administration(&self) -> Option<&dyn Administration> {
+        self.inner.administration()
     }
 }
 

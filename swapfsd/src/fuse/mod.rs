@@ -13,6 +13,8 @@ pub mod uring;
 
 pub use adapter::{Adapter, Muster};
 pub use service::Service;
+#[cfg(test)]
+pub(crate) use status_files::SNAPSHOT_BYTES;
 
 use adopt::{Negotiated, Waiting};
 

@@ -9,8 +9,9 @@ use crate::volume::Volume;
 
 /// Files that can be open at once.
 const MAX_OPEN: usize = 8;
-/// Room for one snapshot. Both texts take about 8 KiB.
-const SNAPSHOT_BYTES: usize = 64 << 10;
+/// Room for one snapshot. Both texts take about 8 KiB; each of nine tiers up to 1 KiB of numbers,
+/// 1 KiB of options, and 4 KiB of path.
+pub(crate) const SNAPSHOT_BYTES: usize = 96 << 10;
 
 /// Which text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! Rendered into memory that is there from the start: a thread that serves requests does this,
 //! and it must not wait for memory.
 
-use super::{LATENCY_BUCKETS, SIZE_BUCKETS, Snapshot, latency_bound_us, size_bound_bytes};
+use super::{LATENCY_BUCKETS, SIZE_BUCKETS, Snapshot, latency_bound_us, size_bound_bytes, tiers};
 use crate::control;
 use crate::error::Operation;
 use crate::protect::Protection;
@@ -138,6 +138,7 @@ impl Serialize for Report<'_> {
         map.serialize_entry("oom_calls", &crate::overfull::calls())?;
         map.serialize_entry("log_lines_dropped", &crate::logging::lines_dropped())?;
         map.serialize_entry("backend", &Numbers(self.backend()))?;
+        tiers::serialize_into(&mut map, self.volume)?;
         map.end()
     }
 }

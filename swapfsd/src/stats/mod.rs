@@ -5,6 +5,7 @@
 
 pub mod json;
 pub mod prometheus;
+mod tiers;
 
 use crate::error::{ErrorKind, Operation};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -2,7 +2,7 @@
 //! worker, watches the worker, and has a standby take over when it dies or hangs.
 //!
 //! ```text
-//!   supervisor ---- holds: /dev/fuse, image (locked), regions of memory, control page
+//!   supervisor ---- holds: /dev/fuse, image and members (locked), regions of memory, control page
 //!     |     \
 //!   worker   standby      both have the same descriptors, by SCM_RIGHTS, and the same memory
 //!   serves   waits

@@ -114,10 +114,21 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// The process that connected a socket, or made the pair; 0 if the kernel does not say.
 #[must_use]
 pub fn peer(socket: BorrowedFd<'_>) -> libc::pid_t {
-    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    credentials_of(socket).map_or(0, |credentials| credentials.pid)
+}
+
+/// The effective user who connected a socket, or made the pair; `None` if the kernel does not say.
+#[must_use]
+pub fn peer_user(socket: BorrowedFd<'_>) -> Option<libc::uid_t> {
+    // The kernel says -1 of a socket that nobody has connected.
+    credentials_of(socket).map(|credentials| credentials.uid).filter(|uid| *uid != libc::uid_t::MAX)
+}
+
+fn credentials_of(socket: BorrowedFd<'_>) -> Option<libc::ucred> {
+    let mut credentials = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: room for one structure of that length.
-    unsafe {
+    let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
@@ -126,7 +137,7 @@ pub fn peer(socket: BorrowedFd<'_>) -> libc::pid_t {
             &raw mut len,
         )
     };
-    credentials.pid
+    (result == 0).then_some(credentials)
 }
 
 /// Sends one packet with descriptors.

@@ -8,7 +8,8 @@
 mod in_flight;
 mod partial;
 
-use crate::backend::{AtStart, Backend, Completion, CompletionSink};
+use crate::admin::Administration;
+use crate::backend::{AtStart, Backend, Completion, CompletionSink, EvacuationReport, TierReport};
 use crate::buffer::{BufferPool, PageBuffer};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::stats::Stats;
@@ -136,6 +137,23 @@ impl Volume {
     /// Numbers of the back end's own, see [`Backend::statistics`].
     pub fn backend_statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {
         self.backend.statistics(report);
+    }
+
+    /// The back end's tiers, see [`Backend::tiers`].
+    pub fn tiers(&self, report: &mut dyn FnMut(&TierReport<'_>)) {
+        self.backend.tiers(report);
+    }
+
+    /// The tier that is being emptied, see [`Backend::evacuation`].
+    #[must_use]
+    pub fn evacuation(&self) -> Option<EvacuationReport> {
+        self.backend.evacuation()
+    }
+
+    /// What can be changed while the volume is served, see [`Backend::administration`].
+    #[must_use]
+    pub fn administration(&self) -> Option<&dyn Administration> {
+        self.backend.administration()
     }
 
     /// Fills `out` from byte `offset` on.

@@ -102,8 +102,7 @@ fn standby(arguments: &Arguments) -> (std::sync::Arc<Volume>, Superblock) {
     let regions = std::array::from_fn(|index| open(&arguments.regions[index]));
     let held = Held::regions(regions, arguments.adopted);
     let members = swapfsd::members::Members::none();
-    let backend =
-        registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
+    let backend = registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
     (Volume::standby(backend, buffers, superblock.slot_count), superblock)
 }
 
