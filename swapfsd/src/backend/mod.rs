@@ -31,6 +31,7 @@ pub mod log;
 mod objects;
 pub mod ram;
 pub mod registry;
+pub mod tier;
 pub mod zmem;
 
 use crate::buffer::PageBuffer;

@@ -1,0 +1,3 @@
+//! Several back ends, one below the other: hot pages in memory, cold ones on devices.
+
+pub mod policy;
