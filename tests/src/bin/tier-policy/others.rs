@@ -198,6 +198,19 @@ impl Optimum {
     }
 }
 
+impl Optimum {
+    fn shrink(&mut self, pages: u32) {
+        while self.pages > pages {
+            let Some((next, slot)) = self.heap.pop() else { break };
+            let due = &mut self.due[slot as usize];
+            if *due == Some(next) {
+                *due = None;
+                self.pages -= 1;
+            }
+        }
+    }
+}
+
 impl TopTier for Optimum {
     fn apply(&mut self, at: usize, op: Op) -> bool {
         let slot = op.slot as usize;
@@ -207,18 +220,15 @@ impl TopTier for Optimum {
             self.due[slot] = None;
             return hit;
         }
+        if op.kind == Kind::Write && !hit {
+            self.shrink(self.room.high_pages - 1);
+        }
         let next = self.next_read[at];
         self.due[slot] = Some(next);
         self.heap.push((next, op.slot));
         self.pages += u32::from(!hit);
-        // A page that was read can go at once: that is how it stays below.
-        while self.pages > self.room.high_pages {
-            let Some((next, slot)) = self.heap.pop() else { break };
-            if self.due[slot as usize] == Some(next) {
-                self.due[slot as usize] = None;
-                self.pages -= 1;
-            }
-        }
+        // The page that was read can be the one that goes: that is how it stays below.
+        self.shrink(self.room.high_pages);
         hit
     }
 }
