@@ -37,7 +37,7 @@ fn label(policy: Policy) -> &'static str {
         Policy::Second => "tier, promote=second",
         Policy::Lru => "exact LRU, same watermarks",
         Policy::LruFull => "exact LRU, no watermarks",
-        Policy::Clock => "FIFO, read ones go round again",
+        Policy::Clock => "FIFO with a second chance",
         Policy::Fifo => "FIFO",
         Policy::Random => "random",
     }
@@ -71,7 +71,7 @@ fn write(
         watermarks.high_percent, watermarks.low_percent
     )?;
     for (index, policy) in Policy::ALL.into_iter().enumerate() {
-        let (x, y) = (LEFT + (index % 4) as f64 * 230.0, 46.0 + (index / 4) as f64 * 20.0);
+        let (x, y) = (LEFT + (index % 4) as f64 * 235.0, 46.0 + (index / 4) as f64 * 20.0);
         let (text_x, text_y) = (x + 36.0, y + 4.0);
         let text = label(policy);
         writeln!(
