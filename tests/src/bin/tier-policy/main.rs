@@ -35,8 +35,12 @@ A real trace is recorded of a `linear` volume, where each place on the device is
   swapfs down /var/tmp/swap.img
   tier-policy --recorded /var/tmp/swap.trace
 
-Only where swapping is safe: in a guest (tests/guest/run), put these lines and \
-`swapfs-tests' pageload into a script like those in tests/guest/cases. \
+Only where swapping is safe. In a guest, with the release build:
+
+  tests/guest/run --memory 500 --disk 1G tests/guest/cases/lib/record-trace.sh >/var/tmp/out
+  sed -n '/^TRACE BEGINS/,/^TRACE ENDS/p' /var/tmp/out | grep -v '^TRACE' | base64 -d | gunzip \\
+      >/var/tmp/swap.trace
+
 Another source's trace is text, a line for each operation: `r`, `w` or `d` (discard), the first \
 slot, and how many (1 if not said); lines that start with `# ` are skipped.")]
 struct Arguments {
@@ -55,7 +59,7 @@ struct Arguments {
     /// They do until so many are left.
     #[arg(long, default_value_t = 80)]
     low: u32,
-    /// A recorded trace; instead of the synthetic ones.
+    /// A recorded trace, beside the synthetic ones.
     #[arg(long, value_name = "FILE")]
     recorded: Vec<PathBuf>,
     /// Everything as JSON, instead of the tables.
@@ -69,11 +73,8 @@ struct Arguments {
 fn main() {
     let arguments = Arguments::parse();
     let watermarks = Watermarks { high_percent: arguments.high, low_percent: arguments.low };
-    let traces = if arguments.recorded.is_empty() {
-        trace::synthetic(arguments.slots, arguments.seed)
-    } else {
-        arguments.recorded.iter().map(|path| trace::recorded(path).unwrap()).collect()
-    };
+    let mut traces = trace::synthetic(arguments.slots, arguments.seed);
+    traces.extend(arguments.recorded.iter().map(|path| trace::recorded(path).unwrap()));
     if !arguments.json {
         println!(
             "{} slots, seeds from {}, watermarks {} and {} %",
