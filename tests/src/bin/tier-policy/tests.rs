@@ -4,20 +4,22 @@ use super::*;
 use crate::compare::{Policy, Row};
 use crate::trace::{Kind, Op, Trace};
 use std::io::Write;
+use std::sync::LazyLock;
 use swapfs_format::PAGE_BYTES;
 use swapfs_format::trace::{Header, Record, RecordKind};
 
 const WATERMARKS: Watermarks = Watermarks { high_percent: 90, low_percent: 80 };
 const FULL: Watermarks = Watermarks { high_percent: 100, low_percent: 100 };
 
-fn rows() -> Vec<Row> {
+/// Of fixed seeds; for two tests.
+static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
     let traces = trace::synthetic(8192, 1);
     traces.iter().flat_map(|trace| compare(trace, &[5, 10, 20, 40], WATERMARKS)).collect()
-}
+});
 
 #[test]
 fn the_top_tier_has_the_hits_of_lru() {
-    for row in rows() {
+    for row in ROWS.iter() {
         let ratio = |policy| row.of(policy).unwrap().ratio_to_lru;
         let (always, second) = (ratio(Policy::Always), ratio(Policy::Second));
         let place = format!("{}, {} %", row.trace, row.room_percent);
@@ -32,7 +34,7 @@ fn the_top_tier_has_the_hits_of_lru() {
 
 #[test]
 fn nobody_has_more_hits_than_the_optimum() {
-    for row in rows() {
+    for row in ROWS.iter() {
         let rate = |policy| row.of(policy).unwrap().read_hit_rate;
         for policy in Policy::ALL {
             assert!(rate(policy) <= rate(Policy::Optimum), "{}: {policy:?}", row.trace);
