@@ -236,7 +236,7 @@ pub(crate) fn recorded(path: &Path) -> io::Result<Trace> {
     let warm_up = before.len();
     before.append(&mut after);
     Ok(Trace {
-        name: name.unwrap_or_default(),
+        name: format!("recorded {}", name.unwrap_or_default()),
         text: "recorded".to_owned(),
         slots,
         used_slots: used as u32,
