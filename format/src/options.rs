@@ -172,7 +172,7 @@ impl fmt::Display for OptionError {
             }
             OptionError::FixedAtFormat(key) => write!(
                 f,
-                "option '{key}': fixed when the image is formatted: a mount can't change it"
+                "option '{key}': fixed when the image is formatted: it can't be changed later"
             ),
             OptionError::LowNotBelowHigh { low, high } => write!(
                 f,

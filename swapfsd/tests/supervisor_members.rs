@@ -179,6 +179,8 @@ fn members_are_held_and_forgotten_and_standbys_know_the_present_ones() {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run()));
         worker.link.say(Kind::Ended, &[]).unwrap();
         process.kill().unwrap();
+        // The supervisor may have seen to that already.
+        drop(process.wait());
         outcome
     });
     supervisor.watch().unwrap();

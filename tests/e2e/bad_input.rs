@@ -115,6 +115,8 @@ fn sizes_and_options_of_mkswapfs() {
     refused(&["-s", "1M", "-o", "engine=fast"], &["'fast' is not allowed", "sync, uring"]);
     refused(&["-s", "1M", "-L", "a label that is too long"], &["label", "at most 16"]);
     refused(&["-s", "1M", "--member", "x"], &["--member x", "has no members"]);
+    refused(&["-t", "tier"], &["has no image to store pages in", "--member"]);
+    refused(&["-t", "tier", "--member", "zmem"], &["has no image to store pages in"]);
     refused(&["-s", "1M", "--erase-block", "3000"], &["erase block of 3000"]);
     let usage = programs().fail("mkswapfs", &[Path::new("-s"), Path::new("1.5G"), &image], 2);
     assert!(usage.contains("'1.5G' is not a size"), "{usage}");

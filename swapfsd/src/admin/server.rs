@@ -185,14 +185,28 @@ impl Desk {
         };
         match request {
             Request::Tiers => self.tiers(),
-            Request::Drop => match in_use::swap_on(&self.swapfile) {
-                Some(area) => Err(format!(
+            Request::Drop => self.forget_all(),
+            _ => administration.handle(&request, reply),
+        }
+    }
+
+    /// The failsafe. Swap may come on at any time: so it is looked for once no page can come.
+    fn forget_all(&self) -> Result<Reply, String> {
+        let mut area = None;
+        let dropped = self.volume.forget_all(|| {
+            area = in_use::swap_on(&self.swapfile);
+            area.is_none()
+        });
+        match (dropped, area) {
+            (None, area) => {
+                let area = area.unwrap_or_default();
+                Err(format!(
                     "drop: {area} is swap on this volume, and pages would be lost: swapoff {area} \
                      first"
-                )),
-                None => administration.handle(&request, reply),
-            },
-            _ => administration.handle(&request, reply),
+                ))
+            }
+            (Some(Err(error)), _) => Err(format!("drop: {error}: unmount the volume instead")),
+            (Some(Ok(())), _) => Ok(Reply::Done(Done::default())),
         }
     }
 

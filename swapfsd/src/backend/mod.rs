@@ -33,8 +33,8 @@ pub mod log;
 mod objects;
 pub mod ram;
 pub mod registry;
-pub mod tier;
 pub mod report;
+pub mod tier;
 pub mod zmem;
 
 use crate::admin::Administration;

@@ -6,12 +6,14 @@ use super::linear::Linear;
 use super::log::scan::LogArea;
 use super::log::{Log, LogSettings};
 use super::ram::Ram;
+use super::tier::{Setup, Tier};
 use super::zmem::Zmem;
 use crate::buffer::BufferPool;
 use crate::filter::{Delay, Fault};
 use crate::held::Held;
 use crate::image::{Image, ImageError, ImageKind};
 use crate::members::Members;
+use crate::members::images::{VolumeImages, devices_of};
 use crate::trace::{Recorder, TraceError, Traced};
 use log::warn;
 use std::fmt;
@@ -78,7 +80,7 @@ pub fn resources(options: &TypedOptions) -> Resources {
     let automatic = match &options.backend {
         _ if in_memory => 2,
         // A read waits for the device on the thread that has it.
-        BackendOptions::Log(_) => 16,
+        BackendOptions::Log(_) | BackendOptions::Tier(_) => 16,
         _ => 8,
     };
     let threads = options.common.threads.unwrap_or(automatic);
@@ -106,8 +108,6 @@ pub fn build(
     held: &Held,
     members: &Members,
 ) -> Result<Arc<dyn Backend>, BuildError> {
-    // Of the types that there are, one has members.
-    let _ = members;
     let recorder = recorder_for(image, superblock, options, held)?;
     let mut backend: Arc<dyn Backend> = match &options.backend {
         BackendOptions::Linear(linear) => {
@@ -149,9 +149,29 @@ pub fn build(
             );
             Arc::new(log.map_err(|error| BuildError::System("the log", error))?)
         }
-        BackendOptions::Tier(_) => {
-            let unsupported = io::Error::from(io::ErrorKind::Unsupported);
-            return Err(BuildError::System("the tiers", unsupported));
+        BackendOptions::Tier(tier) => {
+            let what = "the tiers";
+            let fail = |why: String| {
+                BuildError::System(what, io::Error::new(io::ErrorKind::InvalidData, why))
+            };
+            let (opened, setups) =
+                devices_of(superblock, &members.files, held.is_adopted()).map_err(fail)?;
+            let mut devices = opened.into_iter();
+            let file = image.file().try_clone();
+            let images = file.and_then(|file| VolumeImages::new(superblock.uuid, file));
+            let images = images.map_err(|error| BuildError::System(what, error))?;
+            let setup = Setup {
+                slot_count: superblock.slot_count,
+                options: tier,
+                threads: resources(options).threads,
+                buffers: buffers.clone(),
+                devices: std::array::from_fn(|_| devices.next().flatten()),
+                members: setups,
+                keeper: Arc::clone(&members.keeper),
+                images: Arc::new(images),
+            };
+            let tier = Tier::new(setup, held);
+            Arc::new(tier.map_err(|error| BuildError::System(what, error))?)
         }
         BackendOptions::Ram => {
             let ram = Ram::new(superblock.slot_count, held);

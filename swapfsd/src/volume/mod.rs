@@ -211,6 +211,21 @@ impl Volume {
         })
     }
 
+    /// Forgets every page but the swap header, if `may` says that this is right: it is asked while
+    /// no other request is under way, and none can begin. `None`: it said no.
+    ///
+    /// # Errors
+    /// What the back end answers.
+    pub fn forget_all(&self, may: impl FnOnce() -> bool) -> Option<Result<()>> {
+        let span = Span { first: 1, count: self.slot_count - 1, whole: true };
+        let mut asked = None;
+        let outcome = self.run(Operation::Discard, span, self.bytes() - PAGE_BYTES, || {
+            asked = Some(may());
+            if asked == Some(true) { self.backend.discard(span.first, span.count) } else { Ok(()) }
+        });
+        (asked != Some(false)).then_some(outcome)
+    }
+
     /// Writes zeros to a range: by a discard where the back end has one.
     ///
     /// # Errors

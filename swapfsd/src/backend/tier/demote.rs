@@ -67,6 +67,7 @@ impl Demoter {
                 store.pool.arena.wake();
             }
             let moved = self.demote(store, &lower, urgent);
+            lower.counters.demoted_from_top.fetch_add(moved, Ordering::Relaxed);
             let decoded = codec::decodes_of_this_thread() - before;
             lower.counters.decompressions.fetch_max(decoded, Ordering::Relaxed);
             if moved == 0 {

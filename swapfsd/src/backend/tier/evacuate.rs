@@ -114,6 +114,8 @@ impl Evacuator {
             moved.fetch_add(carried.pages, Ordering::Relaxed);
             crash::pass(Point::TierEvacuated);
             total.add(carried);
+            let bytes_per_s = carried.bytes as f64 / begun.elapsed().as_secs_f64().max(1e-3);
+            lower.evacuated_bytes_per_s.store(bytes_per_s as u64, Ordering::Relaxed);
             if carried.no_room && carried.pages == 0 {
                 break;
             }
@@ -162,7 +164,8 @@ fn target(
     encoding: Encoding,
 ) -> Option<Target> {
     let order = member.order();
-    let down = || lower.destination_below(order, encoding).map(|to| Target::Member(to, Stream::Fresh));
+    let down =
+        || lower.destination_below(order, encoding).map(|to| Target::Member(to, Stream::Fresh));
     let up = || match lower.destination_above(order) {
         Some(to) => Target::Member(to, Stream::Fresh),
         None => Target::Top,

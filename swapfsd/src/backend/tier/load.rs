@@ -231,8 +231,7 @@ fn publish(store: &Store, member: &Member, item: &Item, why: Why) -> bool {
             Why::Collection | Why::Evacuation => current.age(),
         });
         // Its age may change without the lock.
-        let exchange =
-            cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire);
+        let exchange = cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire);
         if exchange.is_ok() {
             break current;
         }

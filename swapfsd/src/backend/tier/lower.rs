@@ -5,7 +5,7 @@
 //! has a range of it from the moment it is added. So one entry says everything about a page, and
 //! moving it is one store.
 
-use super::member::{Member, State};
+use super::member::Member;
 use super::policy::Judge;
 use super::record::Records;
 use crate::backend::objects::entry::{DEVICE_START, Location, MAX_DEVICE_BYTES, Object};
@@ -26,6 +26,8 @@ pub(super) struct Counters {
     pub(super) decompressions: AtomicU64,
     /// Pages whose copy below was still there when they were demoted: nothing was written.
     pub(super) demoted_to_copies: AtomicU64,
+    /// Pages that went down from the top.
+    pub(super) demoted_from_top: AtomicU64,
     /// Pages that changed while they were being moved.
     pub(super) moves_in_vain: AtomicU64,
     /// Swap-outs that had to wait for room.
@@ -48,7 +50,8 @@ pub(in crate::backend) struct Lower {
     places: [RwLock<Option<Arc<Member>>>; MAX_DEVICE_MEMBERS],
     pub(super) top: TopSettings,
     pub(super) top_ages: [AtomicU64; 4],
-    pub(super) top_pages: AtomicU64,
+    /// How fast the tier that is being emptied has got emptier of late.
+    pub(super) evacuated_bytes_per_s: AtomicU64,
     pub(super) counters: Counters,
     pub(super) judge: Judge,
     pub(super) probe: Duration,
@@ -67,15 +70,17 @@ pub(in crate::backend) struct Lower {
 impl Lower {
     /// Without members.
     pub(super) fn new(records: Records, options: &TierOptions) -> Lower {
+        let as_mounted = (u64::from(options.high_percent), u64::from(options.low_percent));
+        let (high, low) = records.top().unwrap_or(as_mounted);
         Lower {
             records,
             places: std::array::from_fn(|_| RwLock::new(None)),
             top: TopSettings {
-                high_percent: AtomicU64::new(u64::from(options.high_percent)),
-                low_percent: AtomicU64::new(u64::from(options.low_percent)),
+                high_percent: AtomicU64::new(high),
+                low_percent: AtomicU64::new(low),
             },
             top_ages: Default::default(),
-            top_pages: AtomicU64::new(0),
+            evacuated_bytes_per_s: AtomicU64::new(0),
             counters: Counters::default(),
             judge: Judge::new(),
             probe: options.probe,
@@ -115,9 +120,9 @@ impl Lower {
 
     /// The member that a location lies on.
     pub(super) fn member_of(&self, location: Location) -> Option<Arc<Member>> {
-        self.places.iter().find_map(|place| {
-            place.read().as_ref().filter(|member| member.has(location)).cloned()
-        })
+        self.places
+            .iter()
+            .find_map(|place| place.read().as_ref().filter(|member| member.has(location)).cloned())
     }
 
     /// Room in the address space for a new member.
@@ -182,8 +187,8 @@ impl Lower {
             if !member.takes_pages() {
                 continue;
             }
-            let skips = encoding == Encoding::Raw
-                && !self.records.at(member.place).takes_incompressible();
+            let skips =
+                encoding == Encoding::Raw && !self.records.at(member.place).takes_incompressible();
             if !skips {
                 return Some(Arc::clone(member));
             }
@@ -211,10 +216,6 @@ impl Lower {
     /// Was anybody waiting since this was last asked?
     pub(super) fn take_urgent(&self) -> bool {
         self.urgent.swap(false, Ordering::AcqRel)
-    }
-
-    pub(super) fn is_urgent(&self) -> bool {
-        self.urgent.load(Ordering::Acquire)
     }
 
     /// Tells the threads that move pages that there may be something to do.
@@ -249,11 +250,6 @@ impl Lower {
     /// The member of that order.
     pub(super) fn of_order(&self, order: u32) -> Option<Arc<Member>> {
         self.members().iter().find(|member| member.order() == order).cloned()
-    }
-
-    /// Is some page of a failed member in the way of an orderly volume?
-    pub(super) fn any_failed(&self) -> bool {
-        self.members().iter().any(|member| matches!(member.state(), State::Failed | State::Missing))
     }
 }
 

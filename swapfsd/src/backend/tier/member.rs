@@ -168,8 +168,6 @@ pub(super) struct Member {
     pub(super) hand: AtomicU64,
     /// It has passed its high watermark, and not reached the low one.
     pub(super) over: AtomicBool,
-    /// A flight of pages down has found nothing that takes them.
-    pub(super) stuck: AtomicBool,
     device: RwLock<Option<Arc<dyn BlockDevice>>>,
     state: AtomicU32,
     pace: Mutex<Pace>,
@@ -199,7 +197,6 @@ impl Member {
             on_block_device,
             hand: AtomicU64::new(0),
             over: AtomicBool::new(false),
-            stuck: AtomicBool::new(false),
             device: RwLock::new(device),
             state: AtomicU32::new(state as u32),
             pace: Mutex::new(Pace { until: Instant::now() }),
@@ -346,10 +343,12 @@ impl Member {
     /// As for [`Member::read`].
     pub(super) fn write(&self, buffer: &[u8], offset: u64) -> Result<(), i32> {
         let device = self.device_or_fail()?;
-        device.write_at(buffer, self.identity.data_offset_bytes + offset).inspect_err(|&errno| {
-            add(&self.counters.write_errors, 1);
-            self.fail("writing failed", errno);
-        })?;
+        device.write_at(buffer, self.identity.data_offset_bytes + offset).inspect_err(
+            |&errno| {
+                add(&self.counters.write_errors, 1);
+                self.fail("writing failed", errno);
+            },
+        )?;
         add(&self.counters.written_bytes, buffer.len() as u64);
         Ok(())
     }

@@ -31,7 +31,7 @@
 //! lock, if that still says the same, and if its place can't have been used again meanwhile
 //! ([`load`]).
 
-
+mod admin;
 mod carry;
 mod demote;
 mod evacuate;
@@ -49,9 +49,9 @@ mod upkeep;
 pub(in crate::backend) use lower::Lower;
 
 use super::device::BlockDevice;
-use super::objects::WritePages;
 use super::zmem::{Store, Zmem};
-use super::{AtStart, Backend};
+use super::{AtStart, Backend, EvacuationReport, TierReport};
+use crate::admin::Administration;
 use crate::buffer::BufferPool;
 use crate::error::Result;
 use crate::held::Held;
@@ -162,12 +162,17 @@ pub trait Images: Send + Sync + std::fmt::Debug {
     /// In words, why it can't be written.
     fn record(&self, members: &[MemberSetup]) -> std::result::Result<(), String>;
 
-    /// Writes a member's options into its superblock, for the next mount.
+    /// Has `change` make new options of those in a member's superblock, and writes them there;
+    /// answers them.
     ///
     /// # Errors
-    /// In words, why they can't be written.
-    fn record_options(&self, uuid: Uuid, path: &str, options: &str)
-    -> std::result::Result<(), String>;
+    /// In words, what `change` or the device has against it.
+    fn record_options(
+        &self,
+        device: &dyn BlockDevice,
+        uuid: Uuid,
+        change: &dyn Fn(MemberKind, &str) -> std::result::Result<String, String>,
+    ) -> std::result::Result<MemberOptions, String>;
 }
 
 /// The back end.
@@ -190,7 +195,8 @@ impl Tier {
     /// # Errors
     /// No memory; `InvalidData` if what a predecessor left is not understood.
     pub fn new(setup: Setup<'_>, held: &Held) -> io::Result<Tier> {
-        let Setup { slot_count, options, threads, buffers, devices, members, keeper, images } = setup;
+        let Setup { slot_count, options, threads, buffers, devices, members, keeper, images } =
+            setup;
         let lower = Arc::new(Lower::new(Records::new(held)?, options));
         if !held.is_adopted() {
             for (place, member) in members {
@@ -343,10 +349,19 @@ impl Backend for Tier {
         self.top.statistics(report);
         report::numbers(&self.lower, report);
     }
-}
 
-/// The top takes writes as it does alone.
-const _: fn(&Store) -> &dyn WritePages = |store| store;
+    fn tiers(&self, report: &mut dyn FnMut(&TierReport<'_>)) {
+        report::tiers(self.store(), &self.lower, report);
+    }
+
+    fn evacuation(&self) -> Option<EvacuationReport> {
+        report::evacuation(&self.lower)
+    }
+
+    fn administration(&self) -> Option<&dyn Administration> {
+        Some(self)
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,9 @@ struct Header {
     /// Bytes a second; 0: no limit.
     rate_bytes: AtomicU64,
     moved_pages: AtomicU64,
+    /// The top's watermarks, in per cent, where they were changed since the mount.
+    top_high: AtomicU32,
+    top_low: AtomicU32,
 }
 
 /// One member.
@@ -100,20 +103,6 @@ impl Direction {
             _ => Direction::Auto,
         }
     }
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Direction::Auto => "auto",
-            Direction::Up => "up",
-            Direction::Down => "down",
-        }
-    }
-
-    pub(super) fn from_name(name: &str) -> Option<Direction> {
-        [Direction::Auto, Direction::Up, Direction::Down]
-            .into_iter()
-            .find(|direction| direction.name() == name)
-    }
 }
 
 /// An evacuation as it is to be done.
@@ -167,9 +156,8 @@ impl Records {
     pub(super) fn at(&self, place: usize) -> &Record {
         assert!(place < MAX_DEVICE_MEMBERS);
         // SAFETY: inside the page, as its layout asserts.
-        let start = unsafe {
-            self.memory.as_ptr().add(RECORDS_OFFSET + place * size_of::<Record>())
-        };
+        let start =
+            unsafe { self.memory.as_ptr().add(RECORDS_OFFSET + place * size_of::<Record>()) };
         // SAFETY: aligned; any bits are a record, whose fields are atomics.
         unsafe { &*start.cast() }
     }
@@ -195,6 +183,20 @@ impl Records {
         }
         let number = order.map_or(0, |order| order.place as u32 + 1);
         header.evacuated.store(number, Ordering::Release);
+    }
+
+    /// The top's watermarks in per cent, high and low, where they were changed.
+    pub(super) fn top(&self) -> Option<(u64, u64)> {
+        let header = self.header();
+        let high = header.top_high.load(Ordering::Acquire);
+        (high > 0).then(|| (u64::from(high), u64::from(header.top_low.load(Ordering::Relaxed))))
+    }
+
+    /// For those who serve after this process.
+    pub(super) fn set_top(&self, high_percent: u64, low_percent: u64) {
+        let header = self.header();
+        header.top_low.store(low_percent as u32, Ordering::Relaxed);
+        header.top_high.store(high_percent as u32, Ordering::Release);
     }
 
     /// Pages that it has moved, whoever has served.
@@ -284,6 +286,21 @@ impl Record {
             segment_count: self.segment_count.load(Ordering::Relaxed),
             path: String::from_utf8_lossy(&path).into_owned(),
         })
+    }
+
+    /// How it is to be used.
+    pub(super) fn options(&self, kind: MemberKind) -> MemberOptions {
+        MemberOptions {
+            kind,
+            high_percent: self.high_percent() as u32,
+            low_percent: self.low_percent() as u32,
+            promote: self.promote(),
+            keep: self.keep(),
+            rate_bytes: Some(self.rate_bytes()).filter(|&bytes| bytes > 0),
+            incompressible: self.takes_incompressible(),
+            segment_bytes: None,
+            discard: self.discard(),
+        }
     }
 
     pub(super) fn high_percent(&self) -> u64 {

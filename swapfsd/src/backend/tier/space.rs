@@ -91,7 +91,11 @@ impl Space {
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new(kind: MemberKind, segment_bytes: u64, segment_count: u64) -> io::Result<Space> {
+    pub(super) fn new(
+        kind: MemberKind,
+        segment_bytes: u64,
+        segment_count: u64,
+    ) -> io::Result<Space> {
         let pages = |bytes: u64| (bytes as usize).next_multiple_of(PAGE_LEN);
         let words = Mapping::new(pages(segment_count * size_of::<Words>() as u64), true)?;
         let blocks = match kind {
@@ -143,7 +147,9 @@ impl Space {
     /// Bytes that can't be written to just now.
     pub(super) fn used_bytes(&self) -> u64 {
         match self.kind {
-            MemberKind::Log => self.capacity_bytes() - self.free_segments() as u64 * self.segment_bytes,
+            MemberKind::Log => {
+                self.capacity_bytes() - self.free_segments() as u64 * self.segment_bytes
+            }
             MemberKind::Linear => self.live_bytes(),
         }
     }

@@ -108,8 +108,14 @@ impl Images for Shelf {
         Ok(())
     }
 
-    fn record_options(&self, _: Uuid, _: &str, _: &str) -> std::result::Result<(), String> {
-        Ok(())
+    fn record_options(
+        &self,
+        _: &dyn BlockDevice,
+        uuid: Uuid,
+        change: &dyn Fn(MemberKind, &str) -> std::result::Result<String, String>,
+    ) -> std::result::Result<MemberOptions, String> {
+        let kind = if uuid.as_u128() == 1 { MemberKind::Log } else { MemberKind::Linear };
+        MemberOptions::parse(kind, &change(kind, "")?).map_err(|error| error.to_string())
     }
 }
 

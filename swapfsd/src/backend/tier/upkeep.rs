@@ -104,28 +104,34 @@ impl Upkeep {
         for _ in 0..most {
             let first = next_slots(&member.hand, slot_count);
             let carrier = &mut self.carrier;
-            for_each_on(store, &member, first, first + slots_at_a_time(), |slot, cell, entry, copy| {
-                if copy {
-                    // Its page is in the top, and young: the copy is the first thing to go.
-                    gained += u64::from(store.drop_copy(slot, cell));
-                    return true;
-                }
-                match policy::at_hand(entry.age()) {
-                    Visit::Older => {
-                        let older = entry.older().0;
-                        let order = (Ordering::AcqRel, Ordering::Relaxed);
-                        let _ = cell.compare_exchange(entry.0, older, order.0, order.1);
+            for_each_on(
+                store,
+                &member,
+                first,
+                first + slots_at_a_time(),
+                |slot, cell, entry, copy| {
+                    if copy {
+                        // Its page is in the top, and young: the copy is the first thing to go.
+                        gained += u64::from(store.drop_copy(slot, cell));
+                        return true;
                     }
-                    Visit::Take if has_target => {
-                        carrier.note(&member, slot, cell);
-                        noted_bytes += entry.as_object().map_or(0, |object| {
-                            member.space.taken_by(u64::from(object.stored_bytes()))
-                        });
+                    match policy::at_hand(entry.age()) {
+                        Visit::Older => {
+                            let older = entry.older().0;
+                            let order = (Ordering::AcqRel, Ordering::Relaxed);
+                            let _ = cell.compare_exchange(entry.0, older, order.0, order.1);
+                        }
+                        Visit::Take if has_target => {
+                            carrier.note(&member, slot, cell);
+                            noted_bytes += entry.as_object().map_or(0, |object| {
+                                member.space.taken_by(u64::from(object.stored_bytes()))
+                            });
+                        }
+                        Visit::Take => {}
                     }
-                    Visit::Take => {}
-                }
-                !carrier.is_full() && !is_enough(noted_bytes)
-            });
+                    !carrier.is_full() && !is_enough(noted_bytes)
+                },
+            );
             if carrier.is_full() || is_enough(noted_bytes) {
                 let carried = self.carry_down(store, lower);
                 gained += carried;

@@ -5,6 +5,7 @@
 //! whose entry says that it is *shared* has a copy below: the word beside the entry is the entry
 //! that it had there, and is not changed as long as the entry says so.
 
+use super::counters::Field;
 use super::{Store, Writer};
 use crate::backend::objects::entry::{Entry, Object};
 use crate::backend::objects::lock_any;
@@ -39,6 +40,24 @@ pub(in crate::backend) struct Replaced {
 }
 
 impl Store {
+    /// Slots that hold a page, wherever.
+    pub(in crate::backend) fn pages(&self) -> u64 {
+        self.counters.sum(Field::Pages)
+    }
+
+    /// Pages that were read from memory.
+    pub(in crate::backend) fn pages_read(&self) -> u64 {
+        [Field::ReadSame, Field::ReadRaw, Field::ReadLz4, Field::ReadZstd]
+            .into_iter()
+            .map(|field| self.counters.sum(field))
+            .sum()
+    }
+
+    /// Pages in memory that did not check.
+    pub(in crate::backend) fn read_errors(&self) -> u64 {
+        self.counters.sum(Field::ChecksumErrors)
+    }
+
     /// Puts `new` in the place of a slot's entry. The caller has the slot's lock, alone.
     pub(in crate::backend) fn swap(&self, slot: u64, cell: &AtomicU64, new: Entry) -> Replaced {
         let new = match new.as_object() {
@@ -92,12 +111,8 @@ impl Store {
             };
             let without = Entry::object(object).with_history_of(entry);
             // Its age may change without the lock.
-            let exchange = cell.compare_exchange(
-                entry.0,
-                without.0,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
+            let exchange =
+                cell.compare_exchange(entry.0, without.0, Ordering::AcqRel, Ordering::Acquire);
             if exchange.is_ok() {
                 drop(alone);
                 crash::pass(Point::TierCopyDropped);

@@ -47,7 +47,7 @@ use crate::held::Held;
 use crate::sync::{Condvar, Mutex};
 use crate::sys::memory;
 use arena::Arena;
-pub(in crate::backend) use below::{Found, Replaced};
+pub(in crate::backend) use below::Found;
 use counters::{Counters, Field};
 use dedup::Dedup;
 use derived::MayBeShared;

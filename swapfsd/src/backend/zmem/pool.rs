@@ -25,7 +25,8 @@ pub(in crate::backend) struct OpenSegment {
 }
 
 /// What one object takes at most: less than that may be left over at the end of a segment.
-pub(in crate::backend) const MAX_OBJECT_BYTES: u64 = (HEADER_BYTES + codec::MAX_OBJECT_BYTES) as u64;
+pub(in crate::backend) const MAX_OBJECT_BYTES: u64 =
+    (HEADER_BYTES + codec::MAX_OBJECT_BYTES) as u64;
 
 impl OpenSegment {
     /// For the compactor, with room to note `ready_max` segments.

@@ -18,7 +18,10 @@ fn a_tier_is_emptied_under_load() {
         let fixture = Fixture::new(
             2500,
             1 << 20,
-            &[(LOG, 8 << 20, "promote=always,keep=inclusive"), (LINEAR, 16 << 20, "promote=always")],
+            &[
+                (LOG, 8 << 20, "promote=always,keep=inclusive"),
+                (LINEAR, 16 << 20, "promote=always"),
+            ],
         );
         let (mut model, mut random) = (Model::new(2500), Random(0xe7ac));
         let tier = fixture.open(false);

@@ -44,7 +44,10 @@ fn every_page_is_right_wherever_it_is() {
                 && tier.store().pool.arena.live_bytes() == 0
         });
         assert!(
-            tier.lower.members().iter().all(|member| member.counters.pages.load(Ordering::Relaxed) == 0)
+            tier.lower
+                .members()
+                .iter()
+                .all(|member| member.counters.pages.load(Ordering::Relaxed) == 0)
         );
     }
 }

@@ -1,0 +1,203 @@
+//! Member images for the back end that stores pages on them: opened, looked at, and their
+//! superblocks written when something is to hold for the next mount.
+
+use super::{open_member, path_of};
+use crate::backend::device::{BlockDevice, DirectFile};
+use crate::backend::tier::{Images, MemberDevice, MemberSetup, OpenedMember};
+use crate::image::{Access, Image, ImageKind};
+use crate::sync::Mutex;
+use crate::sys::file;
+use crate::sys::memory::Mapping;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use swapfs_format::PAGE_LEN;
+use swapfs_format::member::{MemberKind, MemberOptions};
+use swapfs_format::superblock::{Member, PATH_HINT_LEN, PRIMARY_OFFSET_BYTES, Superblock};
+use uuid::Uuid;
+
+/// The members of one volume.
+#[derive(Debug)]
+pub struct VolumeImages {
+    volume: Uuid,
+    /// The volume's own image.
+    image: File,
+    /// A page for direct I/O; and one change at a time.
+    page: Mutex<Mapping>,
+}
+
+impl VolumeImages {
+    /// Of the volume `volume`, whose own image is `image`.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new(volume: Uuid, image: File) -> io::Result<VolumeImages> {
+        Ok(VolumeImages { volume, image, page: Mutex::new(Mapping::new(PAGE_LEN, true)?) })
+    }
+
+    /// The device of a member whose image is open.
+    ///
+    /// # Errors
+    /// In words, why it can't be used.
+    pub fn device_of(image: &Image) -> Result<MemberDevice, String> {
+        let file = image.open_direct().map_err(|error| error.to_string())?;
+        Ok(MemberDevice {
+            device: Arc::new(DirectFile::new(file, None)),
+            on_block_device: image.kind() == ImageKind::BlockDevice,
+        })
+    }
+
+    /// The member that `superblock` describes.
+    ///
+    /// # Errors
+    /// In words, what is wrong with it.
+    pub fn setup_of(superblock: &Superblock, path: &Path) -> Result<MemberSetup, String> {
+        let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+        let kind =
+            MemberKind::of(superblock).ok_or_else(|| wrong(&"no member of a tier volume"))?;
+        let options = MemberOptions::parse(kind, &superblock.options).map_err(|why| wrong(&why))?;
+        Ok(MemberSetup {
+            order: superblock.member_order,
+            uuid: superblock.uuid,
+            kind,
+            data_offset_bytes: superblock.data_offset_bytes,
+            data_bytes: superblock.data_bytes,
+            segment_bytes: u64::from(superblock.erase_block_bytes),
+            path: path.display().to_string(),
+            options,
+        })
+    }
+}
+
+/// The page's bytes. The caller has the lock of it.
+fn bytes_of(page: &mut Mapping) -> &mut [u8] {
+    // SAFETY: populated private memory, all of it, which its borrower has alone.
+    unsafe { std::slice::from_raw_parts_mut(page.as_ptr(), page.len()) }
+}
+
+impl Images for VolumeImages {
+    fn open(&self, path: &str) -> Result<OpenedMember, String> {
+        let path = Path::new(path);
+        let found =
+            Image::open(path, Access::ReadOnly).and_then(|image| image.load_member(self.volume));
+        let found = found.map_err(|error| error.to_string())?;
+        let (image, superblock) = open_member(path, found.uuid, self.volume)?;
+        let file = image.file().try_clone().map_err(|error| error.to_string())?;
+        Ok(OpenedMember {
+            device: VolumeImages::device_of(&image)?,
+            setup: VolumeImages::setup_of(&superblock, path)?,
+            file,
+        })
+    }
+
+    fn check(&self, device: &dyn BlockDevice, uuid: Uuid) -> Result<(), i32> {
+        let mut page = self.page.lock();
+        let bytes = bytes_of(&mut page);
+        device.read_at(bytes, PRIMARY_OFFSET_BYTES)?;
+        let superblock = Superblock::decode(bytes).map_err(|_| libc::EINVAL)?;
+        if superblock.uuid != uuid || superblock.volume_uuid != self.volume {
+            return Err(libc::EINVAL);
+        }
+        // The same again: what is tested is that it can be written.
+        device.write_at(bytes, superblock.backup_offset_bytes)?;
+        device.flush()
+    }
+
+    fn record(&self, members: &[MemberSetup]) -> Result<(), String> {
+        let _alone = self.page.lock();
+        let failed = |errno: i32| {
+            let why = io::Error::from_raw_os_error(errno);
+            format!("the volume's superblock: {why}: the next mount finds the members as before")
+        };
+        let mut page = [0; PAGE_LEN];
+        file::read_all_at(&self.image, &mut page, PRIMARY_OFFSET_BYTES).map_err(failed)?;
+        let mut superblock = Superblock::decode(&page)
+            .map_err(|error| format!("the volume's superblock: {error}: run fsck.swapfs"))?;
+        let mut members: Vec<Member> = members
+            .iter()
+            .map(|member| Member {
+                uuid: member.uuid,
+                size_bytes: member.data_bytes,
+                order: member.order,
+                path_hint: match member.path.len() {
+                    0..=PATH_HINT_LEN if member.path.starts_with('/') => member.path.clone(),
+                    _ => String::new(),
+                },
+            })
+            .collect();
+        members.sort_by_key(|member| member.order);
+        superblock.members = members;
+        superblock.generation += 1;
+        let page = superblock.encode().map_err(|error| error.to_string())?;
+        // The backup first: one of them is whole at any time.
+        for offset in [superblock.backup_offset_bytes, PRIMARY_OFFSET_BYTES] {
+            file::write_all_at(&self.image, &page, offset).map_err(failed)?;
+            file::sync_data(&self.image).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn record_options(
+        &self,
+        device: &dyn BlockDevice,
+        uuid: Uuid,
+        change: &dyn Fn(MemberKind, &str) -> Result<String, String>,
+    ) -> Result<MemberOptions, String> {
+        let failed = |errno: i32| {
+            format!("the member's superblock: {}", io::Error::from_raw_os_error(errno))
+        };
+        let mut page = self.page.lock();
+        let bytes = bytes_of(&mut page);
+        device.read_at(bytes, PRIMARY_OFFSET_BYTES).map_err(failed)?;
+        let mut superblock = Superblock::decode(bytes).map_err(|error| error.to_string())?;
+        let Some(kind) = MemberKind::of(&superblock).filter(|_| superblock.uuid == uuid) else {
+            return Err("another image is there now".to_owned());
+        };
+        superblock.options = change(kind, &superblock.options)?;
+        let options = MemberOptions::parse(kind, &superblock.options).map_err(|e| e.to_string())?;
+        superblock.generation += 1;
+        bytes.copy_from_slice(&superblock.encode().map_err(|error| error.to_string())?);
+        for offset in [superblock.backup_offset_bytes, PRIMARY_OFFSET_BYTES] {
+            device.write_at(bytes, offset).map_err(failed)?;
+            device.flush().map_err(failed)?;
+        }
+        Ok(options)
+    }
+}
+
+/// The devices of members that are held open, and of a new mount what they are, by place.
+pub(crate) type Opened = (Vec<Option<MemberDevice>>, Vec<(usize, MemberSetup)>);
+
+/// Opens what is held at each place for direct I/O.
+///
+/// # Errors
+/// In words, which member can't be used, and why.
+pub(crate) fn devices_of(
+    superblock: &Superblock,
+    files: &[Option<File>],
+    adopted: bool,
+) -> Result<Opened, String> {
+    let (mut devices, mut setups) = (Vec::new(), Vec::new());
+    for (place, file) in files.iter().enumerate() {
+        let Some(file) = file else {
+            devices.push(None);
+            continue;
+        };
+        let path = path_of(file);
+        let file = file.try_clone().map_err(|error| error.to_string())?;
+        let image = Image::from_open(&path, file).map_err(|error| error.to_string())?;
+        devices.push(Some(VolumeImages::device_of(&image)?));
+        if adopted {
+            continue;
+        }
+        let own = image.load_member(superblock.uuid).map_err(|error| error.to_string())?;
+        let mut setup = VolumeImages::setup_of(&own, &path)?;
+        // The volume's table says who is above whom.
+        if let Some(entry) = superblock.members.get(place) {
+            setup.order = entry.order;
+        }
+        setups.push((place, setup));
+    }
+    Ok((devices, setups))
+}
