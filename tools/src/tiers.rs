@@ -7,6 +7,7 @@ use crate::tier::no_tiers;
 use crate::volumes::Volume;
 use serde::Serialize;
 use std::path::PathBuf;
+use swapfs_format::PAGE_BYTES;
 use swapfs_format::size::human;
 
 /// One volume's tiers.
@@ -139,8 +140,29 @@ pub fn short(stats: &Stats) -> Option<String> {
         })
         .collect();
     let mut text = format!("tiers     {}", tiers.join(", "));
+    text.extend(savings(stats).map(|savings| format!("; {savings}")));
     if let Some(evacuation) = &stats.evacuation {
         text.push_str(&format!("; {}", emptied(evacuation)));
+    }
+    Some(text)
+}
+
+/// What the pages of all tiers take together; `None` where there are no tiers.
+#[must_use]
+pub fn savings(stats: &Stats) -> Option<String> {
+    if stats.tiers.is_empty() {
+        return None;
+    }
+    let stored: u64 = stats.tiers.iter().map(|tier| tier.pages * PAGE_BYTES).sum();
+    let live: u64 = stats.tiers.iter().map(|tier| tier.live_bytes).sum();
+    let mut text = format!("{} of pages take {}", human(stored), human(live));
+    // Of a few pages there is nothing to say.
+    if stored > live && live > 0 {
+        text.push_str(&format!(" (ratio {:.2})", stored as f64 / live as f64));
+    }
+    match stats.backend.get("refused_writes").and_then(serde_json::Value::as_u64) {
+        None | Some(0) => {}
+        Some(count) => text.push_str(&format!("; {count} writes refused for want of room")),
     }
     Some(text)
 }

@@ -9,7 +9,7 @@ use crate::render;
 use crate::savings::Savings;
 use crate::stats::{EvacuationStats, LatencyBucket, Stats};
 use crate::status::{self, DaemonState, Status, VolumeStatus};
-use crate::tiers::emptied;
+use crate::tiers::{emptied, savings};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -146,6 +146,7 @@ fn view(old: Option<&Stats>, volume: &VolumeStatus, interval: Duration) -> Volum
     let change = Change { old: &old, new: &stats, interval };
     let mut summary = Vec::new();
     summary.extend(stats.evacuation.as_ref().map(emptied));
+    summary.extend(savings(&stats));
     summary.extend(Savings::of(&stats).map(|savings| savings.to_string()));
     summary.extend(LogUse::of(&stats).map(|log| log.to_string()));
     summary.extend(render::guard(&stats));
