@@ -525,4 +525,34 @@ mod tests {
         let words = ["swapfs", "upgrade", "/img/a", "--program", "/usr/sbin/swapfs"];
         assert!(Arguments::try_parse_from(words).is_ok());
     }
+
+    #[test]
+    fn tiers_are_named_and_sizes_have_units() {
+        let parsed = |line: &str| Arguments::try_parse_from(line.split(' ')).is_ok();
+        for right in [
+            "swapfs tiers",
+            "swapfs tiers /img/t --json",
+            "swapfs tier add /img/t log:/dev/sdb1,high=80 --order 3 --force -n",
+            "swapfs tier remove /img/t 2 --up --rate 10M --json",
+            "swapfs tier set /img/t /dev/sdb1 high=80,low=70",
+            "swapfs tier cancel",
+            "swapfs tier watch /img/t",
+            "swapfs drop /img/t --yes",
+            "swapfs resize /img/t 8G",
+            "swapfs up /img/t --type tier --member zmem,limit=1G --member log:/dev/sdb1",
+        ] {
+            assert!(parsed(right), "{right}");
+        }
+        for wrong in [
+            "swapfs tier",
+            "swapfs tier add /img/t",
+            "swapfs tier add /img/t ram:/dev/sdb1",
+            "swapfs tier remove /img/t 2 --up --down",
+            "swapfs tier remove /img/t 2 --rate 10X",
+            "swapfs drop",
+            "swapfs resize /img/t",
+        ] {
+            assert!(!parsed(wrong), "{wrong}");
+        }
+    }
 }

@@ -247,9 +247,16 @@ mod tests {
     #[test]
     fn the_line_of_status() {
         let mut stats = two_tiers();
-        assert_eq!(short(&stats).unwrap(), "tiers     0 zmem 50 % of 1 GiB, 1 log 25 % of 8 GiB");
+        assert_eq!(
+            short(&stats).unwrap(),
+            "tiers     0 zmem 50 % of 1 GiB, 1 log 25 % of 8 GiB; 3.1 GiB of pages take 1.5 GiB \
+             (ratio 2.05)"
+        );
         stats.tiers[1].state = "missing".into();
-        assert!(short(&stats).unwrap().ends_with("8 GiB missing"));
+        stats.backend = serde_json::json!({ "refused_writes": 3, "orig_data_size_bytes": 1 });
+        let text = short(&stats).unwrap();
+        assert!(text.contains("8 GiB missing;") && text.contains("3 writes refused"), "{text}");
+        assert_eq!(crate::savings::Savings::of(&stats), None);
         assert_eq!(short(&Stats::default()), None);
     }
 }

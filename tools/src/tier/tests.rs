@@ -1,6 +1,9 @@
+use super::addition::{self, AddRequest};
 use super::client::Outcome;
 use super::removal::{End, Watcher};
 use super::*;
+use crate::interrupt::Interrupt;
+use mkswapfs::MemberSpec;
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -237,6 +240,62 @@ fn short_requests_and_their_answers() {
     assert_eq!(asked(refused, &Request::Cancel), Err("no tier is being emptied".to_owned()));
     let lost = asked(vec![Act::Say(Request::Drop, vec![])], &Request::Drop).unwrap_err();
     assert!(lost.contains("broke off before its last word"), "{lost}");
+}
+
+/// Adds a new file to a volume whose daemon answers that; whether the file is there afterwards.
+fn added(reply: Reply) -> (Result<u32, String>, bool) {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (path, image) = (dir.path().join("u1.control"), dir.path().join("member"));
+    let server =
+        daemon(path.clone(), vec![Act::Say(Request::Add { image: image.clone() }, vec![reply])]);
+    let served = Served {
+        name: "/img/t".into(),
+        uuid: Uuid::from_u128(7),
+        stats: two_tiers(),
+        socket: Socket::at(&path),
+    };
+    let request = AddRequest {
+        member: MemberSpec::parse(&format!("log:{},size=4M", image.display())).unwrap(),
+        order: None,
+        force: false,
+        dry_run: false,
+    };
+    let dry = AddRequest { dry_run: true, ..request.clone() };
+    assert_eq!(addition::add(&served, &dry, &Interrupt::default()).unwrap().order, 2);
+    assert!(!image.exists());
+    let report = addition::add(&served, &request, &Interrupt::default());
+    server.join().unwrap();
+    let there = crate::image::superblock(&image);
+    if let Ok(superblock) = &there {
+        assert_eq!((superblock.volume_uuid, superblock.member_order), (Uuid::from_u128(7), 2));
+    }
+    (report.map(|report| report.order).map_err(|failure| failure.to_string()), there.is_ok())
+}
+
+#[test]
+fn an_image_is_formatted_and_added_and_a_new_one_that_is_refused_is_removed() {
+    let order = Reply::Done(Done { order: Some(2), ..Done::default() });
+    assert_eq!(added(order), (Ok(2), true));
+    let why = "tier add: no memory: free some";
+    assert_eq!(added(refusal(why)), (Err(format!("/img/t: {why}")), false));
+}
+
+#[test]
+fn memory_is_no_image_to_add() {
+    let served = Served {
+        name: "/img/t".into(),
+        uuid: Uuid::from_u128(7),
+        stats: two_tiers(),
+        socket: Socket::at(Path::new("/none")),
+    };
+    let request = AddRequest {
+        member: MemberSpec::parse("zmem").unwrap(),
+        order: None,
+        force: false,
+        dry_run: false,
+    };
+    let why = addition::add(&served, &request, &Interrupt::default()).unwrap_err().to_string();
+    assert!(why.contains("has its memory already"), "{why}");
 }
 
 #[test]
