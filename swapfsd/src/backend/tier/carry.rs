@@ -46,6 +46,7 @@ pub(super) enum Target {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Carried {
     pub(super) pages: u64,
+    /// Encoded bytes of these.
     pub(super) bytes: u64,
     /// Nobody took some of it.
     pub(super) no_room: bool,
@@ -307,7 +308,7 @@ fn send(store: &Store, lower: &Lower, load: &mut Load, why: Why) -> Carried {
     let Some(member) = load.member().cloned() else { return Carried::default() };
     let outcome = load.send(store, why);
     if why != Why::Collection {
-        keep_rate(store, lower, &member, outcome.bytes);
+        keep_rate(store, lower, &member, outcome.written_bytes);
     }
     Carried { pages: outcome.pages, bytes: outcome.bytes, no_room: outcome.failed, unreadable: 0 }
 }

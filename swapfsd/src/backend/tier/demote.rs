@@ -216,7 +216,7 @@ fn send(store: &Store, lower: &Lower, load: &mut Load) -> Outcome {
     let member = load.member().cloned();
     let outcome = load.send(store, Why::Demotion);
     if let Some(member) = member {
-        keep_rate(store, lower, &member, outcome.bytes);
+        keep_rate(store, lower, &member, outcome.written_bytes);
     }
     outcome
 }

@@ -33,6 +33,33 @@ const COMPLAINT: Duration = Duration::from_secs(30);
 pub(super) struct Evacuator {
     carrier: Carrier,
     keeper: Arc<dyn Keeper>,
+    speed: Speed,
+}
+
+/// How fast it goes, over a second and more.
+#[derive(Debug)]
+struct Speed {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Speed {
+    fn new() -> Speed {
+        Speed { since: Instant::now(), bytes: 0 }
+    }
+
+    fn add(&mut self, lower: &Lower, bytes: u64) {
+        self.bytes += bytes;
+        let elapsed = self.since.elapsed().as_secs_f64();
+        let said = lower.evacuated_bytes_per_s.load(Ordering::Relaxed);
+        if elapsed >= 1.0 || said == 0 && elapsed > 0.0 {
+            let speed = (self.bytes as f64 / elapsed) as u64;
+            lower.evacuated_bytes_per_s.store(speed, Ordering::Relaxed);
+        }
+        if elapsed >= 1.0 {
+            *self = Speed::new();
+        }
+    }
 }
 
 impl Evacuator {
@@ -41,7 +68,7 @@ impl Evacuator {
     /// # Errors
     /// No memory.
     pub(super) fn new(keeper: Arc<dyn Keeper>) -> io::Result<Evacuator> {
-        Ok(Evacuator { carrier: Carrier::new()?, keeper })
+        Ok(Evacuator { carrier: Carrier::new()?, keeper, speed: Speed::new() })
     }
 
     pub(super) fn run(mut self, store: &Store) {
@@ -53,6 +80,8 @@ impl Evacuator {
         while !store.stop.load(Ordering::Relaxed) {
             let Some(order) = lower.records.evacuation() else {
                 complained = None;
+                self.speed = Speed::new();
+                lower.evacuated_bytes_per_s.store(0, Ordering::Relaxed);
                 end_called_off(&lower);
                 lower.wait(LOOK);
                 continue;
@@ -114,12 +143,11 @@ impl Evacuator {
             moved.fetch_add(carried.pages, Ordering::Relaxed);
             crash::pass(Point::TierEvacuated);
             total.add(carried);
-            let bytes_per_s = carried.bytes as f64 / begun.elapsed().as_secs_f64().max(1e-3);
-            lower.evacuated_bytes_per_s.store(bytes_per_s as u64, Ordering::Relaxed);
             if carried.no_room && carried.pages == 0 {
                 break;
             }
             keep_pace(store, carried.bytes, order.rate_bytes, begun);
+            self.speed.add(lower, carried.bytes);
         }
         total
     }

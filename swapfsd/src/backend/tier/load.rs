@@ -54,7 +54,10 @@ struct Item {
     expected: Entry,
     new: Object,
     offset: u64,
+    /// What it takes on the member.
     size: u64,
+    /// Its encoded bytes.
+    len: u64,
     source: Source,
 }
 
@@ -74,7 +77,10 @@ pub(super) struct Moved<'a> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) pages: u64,
+    /// Encoded bytes of these.
     pub(super) bytes: u64,
+    /// What was written to the member for them.
+    pub(super) written_bytes: u64,
     /// The member could not be written to.
     pub(super) failed: bool,
 }
@@ -102,6 +108,7 @@ impl Load {
             new: object,
             offset: 0,
             size: 0,
+            len: 0,
             source: Source::Arena(object),
         };
         // Touched, so that it is there.
@@ -166,6 +173,7 @@ impl Load {
             new,
             offset,
             size: taken,
+            len: moved.bytes.len() as u64,
             source: moved.source,
         });
         self.fill += size;
@@ -185,12 +193,13 @@ impl Load {
         let written = member.write(&self.bytes()[..end], extent.offset);
         crash::pass(Point::TierWritten);
         outcome.failed = written.is_err();
+        outcome.written_bytes = if outcome.failed { 0 } else { end as u64 };
         for item in &self.items {
             member.space.placed(item.offset, item.size);
             let published = !outcome.failed && publish(store, &member, item, why);
             if published {
                 outcome.pages += 1;
-                outcome.bytes += item.size;
+                outcome.bytes += item.len;
             } else {
                 member.space.free(item.offset, item.size);
             }

@@ -5,7 +5,7 @@
 //! has a range of it from the moment it is added. So one entry says everything about a page, and
 //! moving it is one store.
 
-use super::member::Member;
+use super::member::{Latencies, Member};
 use super::policy::Judge;
 use super::record::Records;
 use crate::backend::objects::entry::{DEVICE_START, Location, MAX_DEVICE_BYTES, Object};
@@ -49,6 +49,7 @@ pub(in crate::backend) struct Lower {
     places: [RwLock<Option<Arc<Member>>>; MAX_DEVICE_MEMBERS],
     pub(super) top: TopSettings,
     pub(super) top_ages: [AtomicU64; 4],
+    pub(super) top_latencies: Latencies,
     /// How fast the tier that is being emptied has got emptier of late.
     pub(super) evacuated_bytes_per_s: AtomicU64,
     pub(super) counters: Counters,
@@ -69,8 +70,7 @@ pub(in crate::backend) struct Lower {
 impl Lower {
     /// Without members.
     pub(super) fn new(records: Records, options: &TierOptions) -> Lower {
-        let as_mounted = (u64::from(options.high_percent), u64::from(options.low_percent));
-        let (high, low) = records.top().unwrap_or(as_mounted);
+        let (high, low) = (u64::from(options.high_percent), u64::from(options.low_percent));
         Lower {
             records,
             places: std::array::from_fn(|_| RwLock::new(None)),
@@ -79,6 +79,7 @@ impl Lower {
                 low_percent: AtomicU64::new(low),
             },
             top_ages: Default::default(),
+            top_latencies: Latencies::default(),
             evacuated_bytes_per_s: AtomicU64::new(0),
             counters: Counters::default(),
             judge: Judge::new(),
@@ -89,6 +90,14 @@ impl Lower {
             wanted: Mutex::new(0),
             wake: Condvar::new(),
             moving: RwLock::new(()),
+        }
+    }
+
+    /// What was changed while predecessors served, maybe since this instance was made.
+    pub(super) fn adopt_settings(&self) {
+        if let Some((high, low)) = self.records.top() {
+            self.top.high_percent.store(high, Ordering::Relaxed);
+            self.top.low_percent.store(low, Ordering::Relaxed);
         }
     }
 

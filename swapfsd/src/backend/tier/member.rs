@@ -103,6 +103,32 @@ impl Lies {
 /// Steps of the histogram of reads: powers of two of microseconds.
 const LATENCY_STEPS: usize = 24;
 
+/// How long reads took.
+#[derive(Debug, Default)]
+pub(super) struct Latencies([AtomicU64; LATENCY_STEPS]);
+
+impl Latencies {
+    pub(super) fn record(&self, elapsed: Duration) {
+        let step = (u64::BITS - (elapsed.as_micros() as u64).leading_zeros()) as usize;
+        self.0[step.min(LATENCY_STEPS - 1)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Microseconds that this part of the reads took at most, to a power of two; 0: none yet.
+    pub(super) fn percentile_us(&self, part: f64) -> u64 {
+        let counts = self.0.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let total: u64 = counts.iter().sum();
+        let wanted = (total as f64 * part).ceil() as u64;
+        let mut sum = 0;
+        for (step, count) in counts.into_iter().enumerate() {
+            sum += count;
+            if sum >= wanted && total > 0 {
+                return 1 << step;
+            }
+        }
+        0
+    }
+}
+
 /// What is counted about a member since this process serves it.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -117,31 +143,9 @@ pub(super) struct Counters {
     pub(super) collected_bytes: AtomicU64,
     pub(super) written_bytes: AtomicU64,
     pub(super) read_bytes: AtomicU64,
-    latencies: [AtomicU64; LATENCY_STEPS],
+    pub(super) latencies: Latencies,
     /// Pages by age, as of the last look.
     pub(super) ages: [AtomicU64; 4],
-}
-
-impl Counters {
-    fn record(&self, elapsed: Duration) {
-        let step = (u64::BITS - (elapsed.as_micros() as u64).leading_zeros()) as usize;
-        self.latencies[step.min(LATENCY_STEPS - 1)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Microseconds that this part of the reads took at most, to a power of two; 0: none yet.
-    pub(super) fn latency_us(&self, part: f64) -> u64 {
-        let counts = self.latencies.each_ref().map(|count| count.load(Ordering::Relaxed));
-        let total: u64 = counts.iter().sum();
-        let wanted = (total as f64 * part).ceil() as u64;
-        let mut sum = 0;
-        for (step, count) in counts.into_iter().enumerate() {
-            sum += count;
-            if sum >= wanted && total > 0 {
-                return 1 << step;
-            }
-        }
-        0
-    }
 }
 
 pub(super) fn add(counter: &AtomicU64, by: u64) {
@@ -333,7 +337,7 @@ impl Member {
         let device = self.device_or_fail()?;
         let started = Instant::now();
         let outcome = device.read_at(buffer, self.identity.data_offset_bytes + offset);
-        self.counters.record(started.elapsed());
+        self.counters.latencies.record(started.elapsed());
         add(&self.counters.read_bytes, buffer.len() as u64);
         outcome.inspect_err(|&errno| self.fail("reading failed", errno))
     }
@@ -448,12 +452,12 @@ mod tests {
 
     #[test]
     fn percentiles_are_powers_of_two() {
-        let counters = Counters::default();
-        assert_eq!(counters.latency_us(0.5), 0);
+        let latencies = Latencies::default();
+        assert_eq!(latencies.percentile_us(0.5), 0);
         for _ in 0..99 {
-            counters.record(Duration::from_micros(100));
+            latencies.record(Duration::from_micros(100));
         }
-        counters.record(Duration::from_micros(5000));
-        assert_eq!((counters.latency_us(0.5), counters.latency_us(0.999)), (128, 8192));
+        latencies.record(Duration::from_micros(5000));
+        assert_eq!((latencies.percentile_us(0.5), latencies.percentile_us(0.999)), (128, 8192));
     }
 }

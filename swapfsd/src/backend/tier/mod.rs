@@ -336,6 +336,7 @@ impl Backend for Tier {
                 self.lower.uninstall(place);
             }
         }
+        self.lower.adopt_settings();
         self.top.activate()?;
         self.lower.wake();
         Ok(())

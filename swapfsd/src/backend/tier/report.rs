@@ -95,8 +95,8 @@ pub(super) fn tiers(store: &Store, lower: &Lower, report: &mut dyn FnMut(&TierRe
         written_bytes: 0,
         read_bytes: 0,
         age_pages: lower.top_ages.each_ref().map(get),
-        read_p50_us: 0,
-        read_p99_us: 0,
+        read_p50_us: lower.top_latencies.percentile_us(0.5),
+        read_p99_us: lower.top_latencies.percentile_us(0.99),
     });
     for member in members.iter() {
         report_member(lower, member, report);
@@ -161,8 +161,8 @@ fn report_member(lower: &Lower, member: &Member, report: &mut dyn FnMut(&TierRep
         written_bytes: get(&counters.written_bytes),
         read_bytes: get(&counters.read_bytes),
         age_pages: counters.ages.each_ref().map(get),
-        read_p50_us: counters.latency_us(0.5),
-        read_p99_us: counters.latency_us(0.99),
+        read_p50_us: counters.latencies.percentile_us(0.5),
+        read_p99_us: counters.latencies.percentile_us(0.99),
     });
 }
 
