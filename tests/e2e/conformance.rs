@@ -109,7 +109,7 @@ fn fault_filter_in_front_of_log() {
 fn tier_volume(folder: &std::path::Path, members: &str) -> (Direct, tiers::Formatted) {
     let programs = Programs::new(env!("CARGO_BIN_EXE_programs"));
     let linear = format!("discard=on,{members}");
-    let log = format!("segment=64K,high=60,low=40,{members}");
+    let log = format!("segment=64K,high=80,low=65,{members}");
     let formatted = tiers::format(
         &programs,
         folder,
@@ -121,13 +121,12 @@ fn tier_volume(folder: &std::path::Path, members: &str) -> (Direct, tiers::Forma
     let superblock = image.load().unwrap();
     assert_eq!(superblock.slot_count, SLOTS);
     let spec = superblock.type_spec().unwrap();
-    let typed = spec.mount_options(&superblock.options, "").unwrap();
+    let (typed, _) = spec.mount_options(&superblock.options, "").unwrap();
     let resources = registry::resources(&typed);
     let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
     let members = formatted.open_members();
     let held = Held::private();
-    let backend =
-        registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
+    let backend = registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
     let volume = Volume::standby(backend, buffers, superblock.slot_count);
     volume.activate(Some(&superblock.swap_header())).unwrap();
     (Direct { volume, faults: false }, formatted)
@@ -145,20 +144,23 @@ fn number_of(volume: &Volume, wanted: &str) -> u64 {
 
 /// That pages did move, and which way.
 fn has_moved(volume: &Volume) {
-    let (mut down, mut up) = ([0; 3], [0; 3]);
+    let (mut down, mut up, mut collected_bytes) = ([0; 3], [0; 3], 0);
     volume.tiers(&mut |tier| {
         println!(
-            "tier {}: {} pages; {} came down, {} went down, {} up, {} were read here",
+            "tier {}: {} pages; {} came down, {} went down, {} up, {} were read here, {} B collected",
             tier.order,
             tier.pages,
             tier.demoted_in_pages,
             tier.demoted_out_pages,
             tier.promoted_out_pages,
-            tier.read_pages
+            tier.read_pages,
+            tier.collected_bytes
         );
+        collected_bytes += tier.collected_bytes;
         down[tier.order as usize] = tier.demoted_in_pages;
         up[tier.order as usize] = tier.promoted_out_pages;
     });
+    assert!(collected_bytes > 0, "not collected");
     assert!(down[1] > 1000 && down[2] > 1000 && up[1] > 0 && up[2] > 0, "{down:?}, {up:?}");
     assert_eq!(number_of(volume, "demotion_decompressions"), 0);
     assert_eq!(number_of(volume, "damaged_objects"), 0);
@@ -196,9 +198,8 @@ fn tier_whose_members_come_and_go() {
         let volume = Arc::clone(&direct.volume);
         let (removed, added) = std::thread::scope(|scope| {
             let stop = &stop;
-            let changing = scope.spawn(move || {
-                tiers::come_and_go(&Here(&volume), &formatted.members, stop, false)
-            });
+            let changing = scope
+                .spawn(move || tiers::come_and_go(&Here(&volume), &formatted.members, stop, false));
             for round in 0..4 {
                 conformance::run_all(&direct, seed + round, OPERATIONS / 2);
             }

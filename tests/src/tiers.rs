@@ -204,7 +204,6 @@ pub fn come_and_go(
 }
 
 fn is_one_missing(desk: &dyn Desk, members: &[PathBuf]) -> bool {
-    desk.orders().map_or(true, |(orders, emptied)| {
-        emptied.is_some() || orders.len() < members.len()
-    })
+    desk.orders()
+        .map_or(true, |(orders, emptied)| emptied.is_some() || orders.len() < members.len())
 }
