@@ -4,13 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use swapfs_format::PAGE_BYTES;
 use swapfs_format::fault::FaultPlan;
 use swapfs_tests::conformance::targets::{Direct, Started};
 use swapfs_tests::conformance::{self, Target};
 use swapfs_tests::mounted::{Programs, folder};
-use swapfs_tests::tiers::{self, Here};
+use swapfs_tests::tiers::{self, Here, Stop};
 use swapfs_tests::{formatted, rng};
 use swapfsd::backend::registry;
 use swapfsd::buffer::BufferPool;
@@ -109,13 +109,14 @@ fn fault_filter_in_front_of_log() {
 fn tier_volume(folder: &std::path::Path, members: &str) -> (Direct, tiers::Formatted) {
     let programs = Programs::new(env!("CARGO_BIN_EXE_programs"));
     let linear = format!("discard=on,{members}");
-    let log = format!("segment=64K,high=80,low=65,{members}");
+    // Each has room for all of it, since the other one may be gone.
+    let log = format!("segment=64K,high=30,low=20,{members}");
     let formatted = tiers::format(
         &programs,
         folder,
         "2560K",
         tiers::TINY_TOP,
-        &[("log", "2M", &log), ("linear", "8M", &linear)],
+        &[("log", "4M", &log), ("linear", "8M", &linear)],
     );
     let image = Image::open_exclusive(&formatted.image, Access::ReadWrite).unwrap();
     let superblock = image.load().unwrap();
@@ -200,10 +201,11 @@ fn tier_whose_members_come_and_go() {
             let stop = &stop;
             let changing = scope
                 .spawn(move || tiers::come_and_go(&Here(&volume), &formatted.members, stop, false));
+            let stops = Stop(stop);
             for round in 0..4 {
                 conformance::run_all(&direct, seed + round, OPERATIONS / 2);
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(stops);
             changing.join().unwrap()
         });
         println!("{members}: {removed} members were emptied, {added} added");

@@ -104,8 +104,8 @@ impl Files {
 fn format_tiers(folder: &Path, options: &str) -> tiers::Formatted {
     let programs = Programs::new(env!("CARGO_BIN_EXE_programs"));
     let size = format!("{}K", SLOTS * PAGE_BYTES / 1024);
-    let log = format!("segment=64K,high=80,low=65,{options}");
-    let members = [("log", "2M", log.as_str()), ("linear", "8M", options)];
+    let log = format!("segment=64K,high=30,low=20,{options}");
+    let members = [("log", "6M", log.as_str()), ("linear", "8M", options)];
     tiers::format(&programs, folder, &size, tiers::TINY_TOP, &members)
 }
 

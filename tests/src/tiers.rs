@@ -153,6 +153,16 @@ impl Desk for Here<'_> {
     }
 }
 
+/// Tells [`come_and_go`] to stop when it is dropped, also by a test that fails.
+#[derive(Debug)]
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Empties one member after the other and adds it again, until it is told to stop. What has been
 /// begun is ended, whoever has begun it. Answers how many were emptied and how many added.
 /// `patient`: nobody to talk to, and refusals, are not the end, since somebody may have been killed.

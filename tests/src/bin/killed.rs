@@ -12,7 +12,7 @@ use clap::Parser;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use swapfs_format::superblock::Superblock;
@@ -192,9 +192,8 @@ fn serve(
                 tiers::come_and_go(&tiers::Here(&volume), &arguments.member, &stop, false);
             });
         }
-        let done = work(arguments, order, &mut lanes, rule);
-        stop.store(true, Ordering::Relaxed);
-        done
+        let _stops = tiers::Stop(&stop);
+        work(arguments, order, &mut lanes, rule)
     })?;
     target.flush().map_err(|failure| format!("not flushed: {failure:?}"))
 }
