@@ -105,18 +105,22 @@ fn fault_filter_in_front_of_log() {
     run("log with faults", "log", "buffer=4M,deadline-ms=10,fault=all:EIO:1/150");
 }
 
-/// A tier volume with tiny tiers, so that everything moves all the time.
-fn tier_volume(folder: &std::path::Path, members: &str) -> (Direct, tiers::Formatted) {
+/// A tier volume with tiny tiers, so that everything moves all the time, and a log of that size.
+fn tier_volume(
+    folder: &std::path::Path,
+    log: (&str, &str),
+    members: &str,
+) -> (Direct, tiers::Formatted) {
     let programs = Programs::new(env!("CARGO_BIN_EXE_programs"));
     let linear = format!("discard=on,{members}");
-    // Each has room for all of it, since the other one may be gone.
-    let log = format!("segment=64K,high=30,low=20,{members}");
+    let (log_size, marks) = log;
+    let log = format!("segment=64K,{marks},{members}");
     let formatted = tiers::format(
         &programs,
         folder,
         "2560K",
         tiers::TINY_TOP,
-        &[("log", "4M", &log), ("linear", "8M", &linear)],
+        &[("log", log_size, &log), ("linear", "8M", &linear)],
     );
     let image = Image::open_exclusive(&formatted.image, Access::ReadWrite).unwrap();
     let superblock = image.load().unwrap();
@@ -171,7 +175,9 @@ fn has_moved(volume: &Volume) {
 fn run_tier(name: &str, members: &str) {
     let seed = rng::seed(name);
     let folder = folder();
-    let (direct, _formatted) = tier_volume(folder.path(), members);
+    // So little room that it is collected.
+    let log = ("1280K", "high=95,low=90");
+    let (direct, _formatted) = tier_volume(folder.path(), log, members);
     for round in 0..3 {
         conformance::run_all(&direct, seed + round, OPERATIONS);
     }
@@ -194,7 +200,9 @@ fn tier_whose_members_come_and_go() {
     for members in ["promote=always,keep=inclusive", "promote=second,keep=exclusive"] {
         let seed = rng::seed(&format!("tier that comes and goes, {members}"));
         let folder = folder();
-        let (direct, formatted) = tier_volume(folder.path(), members);
+        // It has room for everything, since the other one may be gone.
+        let log = ("4M", "high=30,low=20");
+        let (direct, formatted) = tier_volume(folder.path(), log, members);
         let stop = AtomicBool::new(false);
         let volume = Arc::clone(&direct.volume);
         let (removed, added) = std::thread::scope(|scope| {
