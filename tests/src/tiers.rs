@@ -13,8 +13,9 @@ use swapfsd::image::{Access, Image};
 use swapfsd::members::{MAX_DEVICE_MEMBERS, Members, NoKeeper};
 use uuid::Uuid;
 
-/// Options of the top in tests: a megabyte, of which next to nothing may be used.
-pub const TINY_TOP: &str = "limit=1M,reserve=1M,high=40,low=20,probe=1";
+/// Options of the top in tests: next to nothing of it is used, so that all moves, and there is
+/// room when a tier is emptied upwards.
+pub const TINY_TOP: &str = "limit=4M,reserve=1M,high=10,low=5,probe=1";
 
 /// A tier volume's images in a folder.
 #[derive(Debug, Clone)]
