@@ -5,6 +5,7 @@
 pub mod conformance;
 pub mod formatted;
 pub mod killed;
+pub mod measured;
 pub mod memory;
 pub mod mounted;
 pub mod pattern;

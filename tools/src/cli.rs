@@ -1,5 +1,7 @@
 //! The command line of `swapfs`: words into requests, results into text or JSON.
 
+mod tier;
+
 use crate::demo::{self, DemoRequest};
 use crate::down::{self, DownPolicy};
 use crate::failure::Failure;
@@ -15,6 +17,7 @@ use crate::upgrade::{self, UpgradeReport};
 use crate::volumes::{self, Volume};
 use crate::{inspect, probe, render, status};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mkswapfs::MemberSpec;
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io::Write;
@@ -45,6 +48,15 @@ enum Command {
     Status(StatusArguments),
     /// Show the volumes that are up live: rates, latencies, how full
     Top(TopArguments),
+    /// Show where the pages of a tier volume are
+    Tiers(tier::TiersArguments),
+    /// Add, remove or change a tier of a volume, while it is in use
+    #[command(subcommand)]
+    Tier(tier::TierCommand),
+    /// Forget all pages of a tier volume that is not swap
+    Drop(tier::DropArguments),
+    /// Give a volume that is not mounted another size
+    Resize(tier::ResizeArguments),
     /// Change the program that serves a volume, while it is in use
     Upgrade(UpgradeArguments),
     /// Show what an image's superblock says, and what the segments of a log hold
@@ -102,6 +114,10 @@ struct UpArguments {
     /// Type of a new volume [default: zmem, compressed memory]
     #[arg(long = "type", short = 't', value_name = "TYPE")]
     type_name: Option<String>,
+    /// A tier of a new volume of type tier, hottest first, as for mkswapfs: zmem[,KEY=VALUE...], or
+    /// [log:|linear:]PATH[,KEY=VALUE...]
+    #[arg(long = "member", value_name = "MEMBER", value_parser = MemberSpec::parse)]
+    members: Vec<MemberSpec>,
     /// Priority of the swap area, the highest first [default: below all others]
     #[arg(long, short = 'p', value_parser = clap::value_parser!(u16).range(0..=i64::from(MAX_PRIORITY)))]
     priority: Option<u16>,
@@ -263,6 +279,10 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Down(arguments) => run_down(&arguments),
         Command::Status(arguments) => run_status(&arguments),
         Command::Top(arguments) => run_top(arguments),
+        Command::Tiers(arguments) => tier::run_tiers(&arguments),
+        Command::Tier(command) => tier::run_tier(command),
+        Command::Drop(arguments) => tier::run_drop(&arguments),
+        Command::Resize(arguments) => tier::run_resize(&arguments),
         Command::Upgrade(arguments) => run_upgrade(&arguments),
         Command::Inspect(arguments) => inspect::run(&InspectRequest {
             image: &arguments.image,
@@ -295,6 +315,7 @@ fn run_up(arguments: UpArguments) -> Result<ExitCode, Failure> {
         image: arguments.image,
         size_bytes: arguments.size,
         type_name: arguments.type_name,
+        members: arguments.members,
         priority: arguments.priority,
         discard,
         options: arguments.options.join(","),

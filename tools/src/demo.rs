@@ -106,6 +106,7 @@ pub fn run(request: &DemoRequest, interrupt: &Interrupt) -> Result<DemoReport, F
             image,
             size_bytes: Some(plan.volume_bytes),
             type_name: request.type_name.clone(),
+            members: Vec::new(),
             priority: Some(MAX_PRIORITY),
             discard: Discard::Off,
             options: request.options.clone(),

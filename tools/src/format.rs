@@ -3,10 +3,9 @@
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use indicatif::{ProgressBar, ProgressStyle};
-use mkswapfs::FormatRequest;
+use mkswapfs::{FormatRequest, Formatted, MemberSpec};
 use std::ops::ControlFlow;
 use std::path::Path;
-use swapfs_format::superblock::Superblock;
 use swapfs_format::types::TypeSpec;
 
 /// A volume to be made where nothing is.
@@ -16,20 +15,23 @@ pub struct NewVolume<'a> {
     pub image: &'a Path,
     /// Its type.
     pub spec: &'static TypeSpec,
-    /// Its size.
-    pub volume_bytes: u64,
+    /// Its size; `None`: as its members have room for.
+    pub volume_bytes: Option<u64>,
+    /// Its tiers, hottest first; none but for a type that has members.
+    pub members: &'a [MemberSpec],
     /// `KEY=VALUE,...` for its header.
     pub options: &'a str,
 }
 
-/// Makes the image, and says what its superblock holds.
+/// Makes the image, and those of its members, and says what their superblocks hold.
 ///
 /// # Errors
 /// What the formatter refused or could not do, or that a signal came: then there is no image.
-pub fn format(volume: &NewVolume<'_>, interrupt: &Interrupt) -> Result<Superblock, Failure> {
+pub fn format(volume: &NewVolume<'_>, interrupt: &Interrupt) -> Result<Formatted, Failure> {
     let request = FormatRequest {
         type_name: volume.spec.name.to_owned(),
-        volume_bytes: Some(volume.volume_bytes),
+        volume_bytes: volume.volume_bytes,
+        members: volume.members.to_vec(),
         options: volume.options.to_owned(),
         ..FormatRequest::new(volume.image)
     };
@@ -45,7 +47,7 @@ pub fn format(volume: &NewVolume<'_>, interrupt: &Interrupt) -> Result<Superbloc
         if interrupt.is_raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.finish_and_clear();
-    Ok(formatted?.superblock)
+    Ok(formatted?)
 }
 
 #[cfg(test)]
@@ -56,14 +58,15 @@ mod tests {
 
     fn volume(image: &Path) -> NewVolume<'_> {
         let options = "engine=sync";
-        NewVolume { image, spec: &types::LINEAR, volume_bytes: 4 << 20, options }
+        let volume_bytes = Some(4 << 20);
+        NewVolume { image, spec: &types::LINEAR, volume_bytes, members: &[], options }
     }
 
     #[test]
     fn an_image_is_made_as_asked() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = dir.path().join("image");
-        let superblock = format(&volume(&path), &Interrupt::default()).unwrap();
+        let superblock = format(&volume(&path), &Interrupt::default()).unwrap().superblock;
         assert_eq!(superblock.volume_bytes(), 4 << 20);
         assert_eq!(superblock.options, "engine=sync");
         assert_eq!(image::superblock(&path), Ok(superblock));

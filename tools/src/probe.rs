@@ -5,6 +5,7 @@
 
 use crate::failure::Failure;
 use crate::stats::Stats;
+use crate::volumes::Volume;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -50,6 +51,32 @@ impl Answer {
 #[must_use]
 pub fn ask(mount: &Path) -> Answer {
     ask_within(mount, ANSWER_LIMIT)
+}
+
+/// What the daemon of a volume says of itself, where nothing can be done without it.
+///
+/// # Errors
+/// If it is not mounted, or its daemon does not answer.
+pub fn served(volume: &Volume) -> Result<Stats, Failure> {
+    let name = volume.name().display();
+    if volume.image.is_none() {
+        return Err(Failure::new(
+            name,
+            "is not mounted any more: 'swapfs down' clears the rest up",
+        ));
+    }
+    match ask(&volume.mount) {
+        Answer::Stats(stats) => Ok(*stats),
+        Answer::Silent => Err(Failure::new(
+            name,
+            "the daemon does not answer; if it hangs, its supervisor replaces it soon: try again, \
+             or see 'swapfs status'",
+        )),
+        Answer::Dead => Err(Failure::new(name, "the daemon has died: see 'swapfs status'")),
+        Answer::Unreadable(why) => {
+            Err(Failure::new(name, format_args!("its statistics cannot be read: {why}")))
+        }
+    }
 }
 
 /// As [`ask`], of a daemon that may be busy: its statistics wait behind the swap-outs that are

@@ -4,6 +4,7 @@ use crate::log_use::LogUse;
 use crate::savings::Savings;
 use crate::stats::Stats;
 use crate::status::{DaemonState, Status, VolumeStatus};
+use crate::tiers;
 use swapfs_format::size::human;
 
 const HEADINGS: [&str; 12] = [
@@ -25,6 +26,9 @@ pub fn table(status: &Status) -> String {
     for volume in &status.volumes {
         if let Some(savings) = volume.stats.as_ref().and_then(Savings::of) {
             text.push_str(&format!("{}: {savings}\n", name(volume)));
+        }
+        if let Some(tiers) = volume.stats.as_ref().and_then(tiers::short) {
+            text.push_str(&format!("{}: {tiers}\n", name(volume)));
         }
         if let Some(log) = volume.stats.as_ref().and_then(LogUse::of) {
             text.push_str(&format!("{}: {log}\n", name(volume)));

@@ -49,6 +49,10 @@ impl Savings {
     /// The savings of a volume, if its back end compresses.
     #[must_use]
     pub fn of(stats: &Stats) -> Option<Savings> {
+        // Most of a tier volume's pages are not in memory: see `tiers::savings`.
+        if !stats.tiers.is_empty() {
+            return None;
+        }
         let number = |name: &str| stats.backend.get(name)?.as_u64();
         Some(Savings {
             stored_bytes: number("orig_data_size_bytes")?,

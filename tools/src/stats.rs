@@ -1,6 +1,10 @@
 //! `stats.json` of a mounted volume, as far as the tools use it. What a daemon of another version
 //! does not say is zero or empty.
 
+mod tiers;
+
+pub use tiers::{EvacuationStats, TierStats};
+
 use serde::{Deserialize, Serialize};
 
 /// A count for each kind of request.
@@ -154,6 +158,12 @@ pub struct Stats {
     pub log_lines_dropped: u64,
     /// What the back end says of itself.
     pub backend: serde_json::Value,
+    /// Its tiers, hottest first; none where the type has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<TierStats>,
+    /// The tier that is being emptied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evacuation: Option<EvacuationStats>,
 }
 
 impl Stats {
@@ -238,6 +248,7 @@ impl Stats {
                 self.errors.checksum
             ));
         }
+        warnings.extend(self.tiers.iter().filter_map(TierStats::warning));
         if self.heap_allocations_on_io_path > 0 {
             warnings.push(format!(
                 "{} heap allocations on the I/O path: please report this",

@@ -12,6 +12,7 @@ use crate::procfs::{meminfo, swaps};
 use crate::sys::swap::{self, Discard};
 use crate::volumes::Volume;
 use crate::{daemon, loop_device, probe, sizing, sys, volumes};
+use mkswapfs::MemberSpec;
 use rollback::Rollback;
 use serde::Serialize;
 use std::fmt;
@@ -36,6 +37,8 @@ pub struct UpRequest {
     pub size_bytes: Option<u64>,
     /// Type of a new volume, or the one that is expected; `None`: the first of [`types::TYPES`].
     pub type_name: Option<String>,
+    /// The tiers of a new volume, hottest first; they make it one of type `tier`.
+    pub members: Vec<MemberSpec>,
     /// Of the swap area; `None`: the kernel's choice, below all others.
     pub priority: Option<u16>,
     /// Of the swap area.
@@ -124,11 +127,13 @@ pub fn bring_up(request: &UpRequest, interrupt: &Interrupt) -> Result<UpReport, 
     let (superblock, formatted) = match found {
         Image::Volume(superblock) => {
             check_expectations(&image_path, &superblock, wanted_type, request.size_bytes)?;
+            check_members(&image_path, &request.members)?;
             (*superblock, false)
         }
         Image::Unusable(error) => return Err(image::unusable(&image_path, &error)),
         Image::Absent => {
-            let spec = wanted_type.unwrap_or(types::TYPES[0]);
+            let otherwise = if request.members.is_empty() { types::TYPES[0] } else { &types::TIER };
+            let spec = wanted_type.unwrap_or(otherwise);
             (make_image(&image_path, spec, request, interrupt, &mut rollback)?, true)
         }
     };
@@ -245,6 +250,19 @@ fn check_expectations(
     Ok(())
 }
 
+/// Members go into an image when it is formatted, and later by `swapfs tier add`.
+fn check_members(image: &Path, members: &[MemberSpec]) -> Result<(), Failure> {
+    let Some(member) = members.first() else { return Ok(()) };
+    Err(Failure::new(
+        format_args!("--member {member}"),
+        format_args!(
+            "{} is a volume already, with the members that it has: leave --member out ('swapfs \
+             tiers' shows them, 'swapfs tier add' adds one)",
+            image.display()
+        ),
+    ))
+}
+
 /// Makes and formats the image, and the directory of the default one.
 fn make_image(
     image_path: &Path,
@@ -259,7 +277,9 @@ fn make_image(
         rollback.push(move || daemon::remove_directory(&made));
     }
     let volume_bytes = match request.size_bytes {
-        Some(size_bytes) => size_bytes,
+        Some(size_bytes) => Some(size_bytes),
+        // The formatter knows what its members have room for.
+        None if spec.has_members => None,
         None => {
             let free = sys::fs::file_system(&directory)
                 .map_err(|error| {
@@ -267,20 +287,30 @@ fn make_image(
                 })?
                 .free_bytes;
             let free_bytes = if spec.ghost { None } else { Some(free) };
-            sizing::default_volume_bytes(&directory, meminfo::read()?.total_bytes, free_bytes)?
+            let memory_bytes = meminfo::read()?.total_bytes;
+            Some(sizing::default_volume_bytes(&directory, memory_bytes, free_bytes)?)
         }
     };
-    let volume = NewVolume { image: image_path, spec, volume_bytes, options: &request.options };
-    let superblock = format::format(&volume, interrupt)?;
+    let volume = NewVolume {
+        image: image_path,
+        spec,
+        volume_bytes,
+        members: &request.members,
+        options: &request.options,
+    };
+    let formatted = format::format(&volume, interrupt)?;
     // Only now: had it failed, a file of that name would be somebody else's.
-    let made = image_path.to_owned();
-    rollback.push(move || match std::fs::remove_file(&made) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Failure::os(made.display(), "remove", &error))
-        }
-        _ => Ok(()),
-    });
-    Ok(superblock)
+    let images = formatted.members.iter().chain([&formatted]).filter(|image| image.created);
+    for image in images {
+        let made = image.image.clone();
+        rollback.push(move || match std::fs::remove_file(&made) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Failure::os(made.display(), "remove", &error))
+            }
+            _ => Ok(()),
+        });
+    }
+    Ok(formatted.superblock)
 }
 
 /// Makes `RUN_DIRECTORY/UUID`.

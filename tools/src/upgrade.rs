@@ -2,8 +2,7 @@
 //! asks for it, hands the open program over, and says what comes of it.
 
 use crate::failure::Failure;
-use crate::probe::{self, Answer};
-use crate::stats::Stats;
+use crate::probe;
 use crate::sys::process::wait_readable;
 use crate::volumes::{self, Volume};
 use serde::Serialize;
@@ -63,7 +62,7 @@ pub fn upgrade(
     mut progress: impl FnMut(&str),
 ) -> Result<String, Failure> {
     let name = volume.name().display();
-    let stats = served(volume)?;
+    let stats = probe::served(volume)?;
     if stats.supervisor_pid.is_none() {
         let why = stats.unguarded().unwrap_or("it is being replaced: try again");
         return Err(Failure::new(
@@ -77,29 +76,6 @@ pub fn upgrade(
     let path = volumes::control_socket(&stats.uuid);
     let socket = connect(&path)?;
     ask(&socket, program, &mut progress, SILENCE_LIMIT).map_err(|why| Failure::new(name, why))
-}
-
-/// What the daemon says of itself.
-fn served(volume: &Volume) -> Result<Stats, Failure> {
-    let name = volume.name().display();
-    if volume.image.is_none() {
-        return Err(Failure::new(
-            name,
-            "is not mounted any more: 'swapfs down' clears the rest up",
-        ));
-    }
-    match probe::ask(&volume.mount) {
-        Answer::Stats(stats) => Ok(*stats),
-        Answer::Silent => Err(Failure::new(
-            name,
-            "the daemon does not answer; if it hangs, its supervisor replaces it soon: try again, \
-             or see 'swapfs status'",
-        )),
-        Answer::Dead => Err(Failure::new(name, "the daemon has died: see 'swapfs status'")),
-        Answer::Unreadable(why) => {
-            Err(Failure::new(name, format_args!("its statistics cannot be read: {why}")))
-        }
-    }
 }
 
 fn connect(path: &Path) -> Result<OwnedFd, Failure> {

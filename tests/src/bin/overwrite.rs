@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use swapfs_format::geometry::Geometry;
 use swapfs_format::superblock::Superblock;
 use swapfs_format::{PAGE_BYTES, PAGE_LEN, types};
+use swapfs_tests::measured::{Corpus, aligned, report_latencies};
 use swapfs_tests::rng::Rng;
 use swapfsd::backend::registry;
 use swapfsd::buffer::BufferPool;
@@ -49,26 +50,6 @@ struct Arguments {
     /// Only the time to mount, of a volume of so many GiB.
     #[arg(long)]
     mount_gib: Option<u64>,
-}
-
-/// Real pages, one after the other, from all files of a directory.
-struct Corpus(Vec<u8>);
-
-impl Corpus {
-    fn open(directory: &Path) -> Corpus {
-        let mut paths: Vec<PathBuf> =
-            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-        paths.sort();
-        Corpus(paths.iter().flat_map(|path| fs::read(path).unwrap()).collect())
-    }
-
-    /// Any page. Its first words are changed, so that no two are the same.
-    fn page(&self, random: &mut Rng, page: &mut [u8]) {
-        let count = (self.0.len() / PAGE_LEN) as u64;
-        let start = random.below(count) as usize * PAGE_LEN;
-        page.copy_from_slice(&self.0[start..start + PAGE_LEN]);
-        page[8..16].copy_from_slice(&random.next_u64().to_le_bytes());
-    }
 }
 
 struct Opened {
@@ -229,39 +210,6 @@ fn overwrite(
         latencies = reader.join().unwrap();
     });
     (started.elapsed().as_secs_f64(), latencies)
-}
-
-/// Page-aligned memory.
-struct Aligned(swapfsd::buffer::PageBuffer);
-
-fn aligned(pages: usize) -> Aligned {
-    Aligned(BufferPool::new(1, 1).unwrap().take(pages * PAGE_LEN))
-}
-
-impl Aligned {
-    fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-fn percentile(sorted: &[u64], part: f64) -> f64 {
-    let index = ((sorted.len() as f64 * part) as usize).min(sorted.len().saturating_sub(1));
-    sorted.get(index).map_or(0.0, |&ns| ns as f64 / 1000.0)
-}
-
-fn report_latencies(mut latencies: Vec<u64>) -> serde_json::Value {
-    latencies.sort_unstable();
-    serde_json::json!({
-        "reads": latencies.len(),
-        "median_us": percentile(&latencies, 0.5),
-        "p99_us": percentile(&latencies, 0.99),
-        "p999_us": percentile(&latencies, 0.999),
-        "max_us": percentile(&latencies, 1.0),
-    })
 }
 
 fn main() {

@@ -23,6 +23,7 @@ pub mod report;
 pub mod survey;
 
 pub use cli::main;
+pub(crate) use repair::refused;
 
 #[cfg(test)]
 mod log_tests;

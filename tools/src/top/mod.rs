@@ -2,10 +2,12 @@
 //!
 //! * [`model`]: two looks at the machine, and what happened in between;
 //! * [`levels`]: where a volume's pages are;
+//! * [`tiers`]: the same, of one over several images;
 //! * [`view`]: the picture.
 
 pub mod levels;
 pub mod model;
+pub mod tiers;
 pub mod view;
 
 use crate::failure::Failure;

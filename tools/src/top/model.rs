@@ -1,13 +1,15 @@
 //! What is shown: the rates between two looks at the machine.
 
 use super::levels::{self, Level};
+use super::tiers::{self, TierView};
 use crate::failure::Failure;
 use crate::log_use::LogUse;
 use crate::procfs::{meminfo, pressure};
 use crate::render;
 use crate::savings::Savings;
-use crate::stats::{LatencyBucket, Stats};
+use crate::stats::{EvacuationStats, LatencyBucket, Stats};
 use crate::status::{self, DaemonState, Status, VolumeStatus};
+use crate::tiers::{emptied, savings};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -92,8 +94,12 @@ pub struct VolumeView {
     pub in_flight: u64,
     /// Failed requests since the mount.
     pub errors: u64,
-    /// Where its pages are.
+    /// Where its pages are; none where there are tiers.
     pub levels: Vec<Level>,
+    /// The same, for a volume over several images: hottest first.
+    pub tiers: Vec<TierView>,
+    /// The tier that is being emptied.
+    pub evacuation: Option<EvacuationStats>,
     /// In sentences: what it saves, how it stands, who guards it.
     pub summary: Vec<String>,
     /// What a person should know.
@@ -139,6 +145,8 @@ fn view(old: Option<&Stats>, volume: &VolumeStatus, interval: Duration) -> Volum
     let swap = volume.devices.iter().find_map(|device| device.swap);
     let change = Change { old: &old, new: &stats, interval };
     let mut summary = Vec::new();
+    summary.extend(stats.evacuation.as_ref().map(emptied));
+    summary.extend(savings(&stats));
     summary.extend(Savings::of(&stats).map(|savings| savings.to_string()));
     summary.extend(LogUse::of(&stats).map(|log| log.to_string()));
     summary.extend(render::guard(&stats));
@@ -164,7 +172,12 @@ fn view(old: Option<&Stats>, volume: &VolumeStatus, interval: Duration) -> Volum
         discards_per_s: change.per_s(|stats| stats.requests.discard),
         in_flight: stats.in_flight,
         errors: stats.errors.total(),
-        levels: levels::of(&change, swap.map_or(0, |swap| swap.used_bytes)),
+        levels: match stats.tiers.is_empty() {
+            true => levels::of(&change, swap.map_or(0, |swap| swap.used_bytes)),
+            false => Vec::new(),
+        },
+        tiers: tiers::of(&change),
+        evacuation: stats.evacuation.clone(),
         summary,
         warnings: volume.warnings.clone(),
     }

@@ -110,3 +110,75 @@ fn what_is_printed_has_every_volume_and_no_volume_says_so() {
     let nothing = looked(now, Vec::new());
     assert!(printed(&View::between(&nothing, &nothing)).contains("no volume is up"));
 }
+
+/// Memory and a log, after that many reads of each, and pages that moved between them.
+fn tiered(reads: [u64; 2], moved_pages: u64) -> Stats {
+    let mut stats = crate::tier::tests::two_tiers();
+    for (tier, reads) in stats.tiers.iter_mut().zip(reads) {
+        tier.read_pages = reads;
+    }
+    stats.tiers[0].demoted_out_pages = moved_pages;
+    stats.tiers[1].demoted_in_pages = moved_pages;
+    stats.tiers[1].promoted_out_pages = moved_pages / 2;
+    stats
+}
+
+#[test]
+fn a_tier_shows_what_moved_and_where_reads_were_answered() {
+    let view = two_seconds(tiered([100, 100], 0), tiered([190, 110], 1024));
+    let volume = &view.volumes[0];
+    assert_eq!(volume.levels, []);
+    let [memory, log] = &volume.tiers[..] else { panic!("{volume:?}") };
+    assert_eq!((memory.hit_share, log.hit_share), (Some(0.9), Some(0.1)));
+    assert_eq!((memory.hits_per_s, log.hits_per_s), (45.0, 5.0));
+    let mib = f64::from(1 << 20);
+    // 1024 pages down and 512 up, in two seconds.
+    assert_eq!((memory.in_bytes_per_s, memory.out_bytes_per_s), (mib, 2.0 * mib));
+    assert_eq!((log.in_bytes_per_s, log.out_bytes_per_s), (2.0 * mib, mib));
+    assert_eq!(memory.age_shares, [0.5, 0.25, 0.15, 0.1]);
+    assert_eq!((log.read_p50_us, log.read_p99_us), (128, 4096));
+    let json = serde_json::to_value(&view).unwrap();
+    assert_eq!(json["volumes"][0]["tiers"][1]["type"], "log");
+    assert_eq!(json["volumes"][0]["tiers"][0]["hit_share"], 0.9);
+    assert!(json["volumes"][0]["evacuation"].is_null());
+}
+
+#[test]
+fn a_tier_that_has_just_come_has_no_rates() {
+    let mut old = tiered([100, 0], 0);
+    old.tiers.truncate(1);
+    let view = two_seconds(old, tiered([200, 1000], 100));
+    let log = &view.volumes[0].tiers[1];
+    assert_eq!((log.hit_share, log.in_bytes_per_s), (Some(0.0), 0.0));
+}
+
+#[test]
+fn tiers_fit_into_80_columns_and_24_lines_and_use_more() {
+    let mut new = tiered([190, 110], 1024);
+    new.evacuation = Some(crate::stats::EvacuationStats { tier: 2, ..Default::default() });
+    // As many as there can be.
+    for order in 2..9 {
+        let state = if order == 2 { "evacuating" } else { "failed" };
+        let state = state.to_owned();
+        new.tiers.push(crate::stats::TierStats { order, state, ..new.tiers[1].clone() });
+    }
+    let view = two_seconds(tiered([100, 100], 0), new);
+    let choice = Choice { keys: true, ..Choice::default() };
+    let text = picture(&view, &History::default(), choice, (80, 24));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 24);
+    let heading =
+        "│TIER     FILL          READS IN         OUT        50 %    99 %    AGES %     │";
+    assert_eq!(lines[10], heading, "{text}");
+    let memory = "│0 zmem    50 % ━━━━─── 90 %  1 MiB/s    2 MiB/s    8 us    64 us   50 25 15 10│";
+    assert_eq!(lines[11], memory, "{text}");
+    let log = "│1 log     25 % ━━───── 10 %  2 MiB/s    1 MiB/s    128 us  4.1 ms  0 0 20 80  │";
+    assert_eq!(lines[12], log, "{text}");
+    assert!(lines[13].contains("2 log     25 % leaving"), "{text}");
+    assert!(lines[19].contains("8 log     25 % failed"), "{text}");
+    assert!(lines[20].contains("failed (0 reads and 0 writes)"), "{text}");
+    let text = picture(&view, &History::default(), choice, (200, 50));
+    let row = text.lines().find(|line| line.contains("│1 log")).unwrap();
+    assert!(row.contains("2 GiB of 8 GiB") && row.contains("/dev/nvme0n1p3"), "{text}");
+    assert!(text.contains("tier 2 is being emptied"), "{text}");
+}

@@ -2,6 +2,7 @@
 //! columns and 24 lines; what is wider or higher gives longer curves.
 
 use super::model::{Flow, View, VolumeView};
+use super::tiers;
 use crate::status::DaemonState;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -137,17 +138,22 @@ fn draw_detail(frame: &mut Frame<'_>, area: Rect, volume: &VolumeView, history: 
     let inside = block.inner(area);
     frame.render_widget(block, area);
     let levels = volume.levels.len() as u16;
+    let tiers = tiers::line_count(&volume.tiers);
     // A line of text, and two of a curve; more where there is more room.
-    let curve = 3 + (inside.height.saturating_sub(20) / 4).min(6);
-    let [reads, writes, places, text] = Layout::vertical([
+    let curve = 3 + (inside.height.saturating_sub(20 + tiers) / 4).min(6);
+    let [reads, writes, table, places, text] = Layout::vertical([
         Constraint::Length(curve),
         Constraint::Length(curve),
+        Constraint::Length(tiers),
         Constraint::Length(levels),
         Constraint::Fill(1),
     ])
     .areas(inside);
     draw_flow(frame, reads, "in ", &volume.read, &history.reads);
     draw_flow(frame, writes, "out", &volume.write, &history.writes);
+    if tiers > 0 {
+        frame.render_widget(tiers::table(&volume.tiers, table.width), table);
+    }
     let rows = Layout::vertical(vec![Constraint::Length(1); levels.into()]).split(places);
     for (level, row) in volume.levels.iter().zip(rows.iter()) {
         let [left, right] =
@@ -198,7 +204,7 @@ fn draw_flow(frame: &mut Frame<'_>, area: Rect, name: &str, flow: &Flow, curve: 
 }
 
 /// Microseconds, for people.
-fn time(us: u64) -> String {
+pub(super) fn time(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
         1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),

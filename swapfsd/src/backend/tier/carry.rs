@@ -214,9 +214,9 @@ impl Carrier {
             };
             match target(moved.encoding) {
                 None => carried.no_room = true,
-                Some(Target::Top) => carried.add(self.to_top(store, from, &moved)),
+                Some(Target::Top) => carried.add(self.lift(store, from, &moved)),
                 Some(Target::Member(to, stream)) => {
-                    carried.add(self.to_member(store, lower, why, &to, stream, &moved));
+                    carried.add(self.put_on(store, lower, why, &to, stream, &moved));
                 }
             }
             if carried.no_room {
@@ -226,7 +226,7 @@ impl Carrier {
         carried
     }
 
-    fn to_member(
+    fn put_on(
         &mut self,
         store: &Store,
         lower: &Lower,
@@ -256,7 +256,7 @@ impl Carrier {
     }
 
     /// Puts an object into the arena, if there is room to spare.
-    fn to_top(&mut self, store: &Store, from: &Member, moved: &Moved<'_>) -> Carried {
+    fn lift(&mut self, store: &Store, from: &Member, moved: &Moved<'_>) -> Carried {
         let mut carried = Carried::default();
         let (encoding, checksum) = (moved.encoding, moved.checksum);
         let open = &mut self.open;

@@ -163,6 +163,7 @@ impl Demoter {
         if load.fits(object.encoding, bytes.len()) {
             store.pool.hold(object);
             load.push(&moved);
+            was_taken(cell, entry);
             return Ok(0);
         }
         // Nothing is written while a slot's lock is held.
@@ -181,12 +182,20 @@ impl Demoter {
         };
         store.pool.hold(object);
         load.push(&Moved { bytes, checksum, ..moved });
+        was_taken(cell, entry);
         Ok(sent)
     }
 
     fn send(&mut self, store: &Store, lower: &Lower) -> u64 {
         send(store, lower, &mut self.load).pages + send(store, lower, &mut self.raw).pages
     }
+}
+
+/// The page is on its way: the hand, which may come round before it has arrived, shall not take it
+/// again.
+pub(super) fn was_taken(cell: &AtomicU64, entry: Entry) {
+    let young = entry.with_age(policy::AGE_OF_TOUCHED).0;
+    let _ = cell.compare_exchange(entry.0, young, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 /// What the top's hand does with a page that lies below: its mark that it was seen ends some time.

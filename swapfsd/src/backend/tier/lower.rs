@@ -12,7 +12,6 @@ use crate::backend::objects::entry::{DEVICE_START, Location, MAX_DEVICE_BYTES, O
 use crate::backend::zmem::Store;
 use crate::codec::Encoding;
 use crate::sync::{Condvar, Mutex, RwLock};
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -231,20 +230,13 @@ impl Lower {
     }
 
     /// Has every member's device wait for a predecessor's last writes.
-    ///
-    /// # Errors
-    /// What the system answers, of a member that could have such writes.
-    pub(super) fn lock_devices(&self) -> io::Result<()> {
+    pub(super) fn lock_devices(&self) {
         for member in self.members().iter() {
-            match member.device().map(|device| device.lock()) {
-                Some(Err(error)) => {
-                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                    member.fail("waiting for a predecessor's writes", errno);
-                }
-                Some(Ok(())) | None => {}
+            if let Some(Err(error)) = member.device().map(|device| device.lock()) {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                member.fail("waiting for a predecessor's writes", errno);
             }
         }
-        Ok(())
     }
 
     /// The member of that order.

@@ -11,6 +11,7 @@ use crate::backend::device::BlockDevice;
 use crate::backend::objects::entry::{DEVICE_START, HEADER_BYTES, Location, Object};
 use crate::codec::{self, Encoding};
 use crate::sync::{Mutex, RwLock};
+use crate::sys::file::Discarded;
 use log::{error, info};
 use std::io;
 use std::sync::Arc;
@@ -351,6 +352,18 @@ impl Member {
         )?;
         add(&self.counters.written_bytes, buffer.len() as u64);
         Ok(())
+    }
+
+    /// The range of the data section holds nothing that is needed.
+    ///
+    /// # Errors
+    /// The errno, `EOPNOTSUPP` where there is no such thing. The member works on all the same.
+    pub(super) fn discard(&self, offset: u64, bytes: u64) -> Result<(), i32> {
+        let device = self.device_or_fail()?;
+        match device.discard(self.identity.data_offset_bytes + offset, bytes)? {
+            Discarded::Yes => Ok(()),
+            Discarded::Unsupported => Err(libc::EOPNOTSUPP),
+        }
     }
 
     /// `bytes` were moved here at `rate_bytes` a second at most (0: no limit): how long to wait

@@ -355,7 +355,7 @@ impl Backend for Tier {
 
     fn activate(&self) -> io::Result<()> {
         self.settle_members()?;
-        self.lower.lock_devices()?;
+        self.lower.lock_devices();
         self.top.activate()?;
         self.lower.wake();
         Ok(())

@@ -14,12 +14,11 @@
 //! device without a lock, to put it elsewhere, knows by it that what was read is what the entry
 //! named all the time.
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::Mutex;
 use crate::sys::memory::Mapping;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use swapfs_format::member::MemberKind;
 use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
@@ -39,9 +38,9 @@ pub(super) enum Stream {
     Collected = 1,
 }
 
-const FREE: u32 = 0;
-const OPEN: u32 = 1;
-const USED: u32 = 2;
+const FREE: u16 = 0;
+const OPEN: u16 = 1;
+const USED: u16 = 2;
 
 /// A segment.
 #[derive(Debug)]
@@ -50,7 +49,9 @@ struct Words {
     /// Bytes of it that are in use, extents that are being written among them.
     live: AtomicU64,
     generation: AtomicU32,
-    state: AtomicU32,
+    state: AtomicU16,
+    /// Something was put here since the device was last told that it is free.
+    written: AtomicU16,
 }
 
 /// Room that is being written.
@@ -83,7 +84,6 @@ pub(super) struct Space {
     blocks: Option<Mapping>,
     live_bytes: AtomicU64,
     lists: Mutex<Lists>,
-    freed: Condvar,
 }
 
 impl Space {
@@ -118,7 +118,6 @@ impl Space {
             blocks,
             live_bytes: AtomicU64::new(0),
             lists: Mutex::new(lists),
-            freed: Condvar::new(),
         })
     }
 
@@ -242,6 +241,7 @@ impl Space {
             let words = self.words(u64::from(segment));
             words.generation.fetch_add(1, Ordering::AcqRel);
             words.state.store(OPEN, Ordering::Release);
+            words.written.store(1, Ordering::Relaxed);
             lists.open[stream as usize] = Some((segment, 0));
         }
         let (segment, fill) = lists.open[stream as usize].as_mut()?;
@@ -266,7 +266,6 @@ impl Space {
             && words.state.compare_exchange(USED, FREE, Ordering::SeqCst, Ordering::SeqCst).is_ok()
         {
             free.push_back(segment);
-            self.freed.notify_all();
         }
     }
 
@@ -305,7 +304,9 @@ impl Space {
         }
         let (offset, capacity) = (block * PAGE_BYTES, run * PAGE_BYTES);
         for segment in self.segment_of(offset)..=self.segment_of(offset + capacity - 1) {
-            self.words(segment).generation.fetch_add(1, Ordering::AcqRel);
+            let words = self.words(segment);
+            words.generation.fetch_add(1, Ordering::AcqRel);
+            words.written.store(1, Ordering::Relaxed);
         }
         self.live_bytes.fetch_add(capacity, Ordering::Relaxed);
         lists.cursor = block + run;
@@ -391,9 +392,57 @@ impl Space {
         (words.state.load(Ordering::Acquire) == USED).then(|| words.live.load(Ordering::Acquire))
     }
 
-    /// Waits until a segment becomes free, or for `at_most`.
-    pub(super) fn wait_for_free(&self, at_most: Duration) {
-        drop(self.freed.wait_timeout(self.lists.lock(), at_most));
+    /// Takes a segment in which nothing lives, and which the device has not been told of since it was
+    /// written. `None`: there is none.
+    pub(super) fn begin_discard(&self) -> Option<Extent> {
+        let mut lists = self.lists.lock();
+        let extent = |segment: u64| Extent {
+            offset: segment * self.segment_bytes,
+            capacity: self.segment_bytes as usize,
+            stream: Stream::Fresh,
+        };
+        match self.kind {
+            MemberKind::Log => {
+                let is_written = |&segment: &u32| {
+                    self.words(u64::from(segment)).written.load(Ordering::Relaxed) != 0
+                };
+                let place = lists.free.iter().position(is_written)?;
+                let segment = lists.free.remove(place)?;
+                self.words(u64::from(segment)).state.store(OPEN, Ordering::Release);
+                Some(extent(u64::from(segment)))
+            }
+            MemberKind::Linear => {
+                let blocks = self.segment_bytes / PAGE_BYTES;
+                let words = self.block_words();
+                let is_free = |block: u64| {
+                    words[(block / 64) as usize].load(Ordering::Acquire) >> (block % 64) & 1 == 0
+                };
+                let segment = (0..self.segment_count).find(|&segment| {
+                    self.words(segment).written.load(Ordering::Relaxed) != 0
+                        && (segment * blocks..(segment + 1) * blocks).all(is_free)
+                })?;
+                for block in segment * blocks..(segment + 1) * blocks {
+                    words[(block / 64) as usize].fetch_or(1 << (block % 64), Ordering::AcqRel);
+                }
+                self.live_bytes.fetch_add(self.segment_bytes, Ordering::Relaxed);
+                self.words(segment).generation.fetch_add(1, Ordering::AcqRel);
+                Some(extent(segment))
+            }
+        }
+    }
+
+    /// The device has been told, or does not want to be.
+    pub(super) fn end_discard(&self, extent: Extent) {
+        let segment = self.segment_of(extent.offset);
+        self.words(segment).written.store(0, Ordering::Relaxed);
+        match self.kind {
+            MemberKind::Log => {
+                let mut lists = self.lists.lock();
+                self.words(segment).state.store(FREE, Ordering::Release);
+                lists.free.push_back(segment as u32);
+            }
+            MemberKind::Linear => self.end(extent, 0),
+        }
     }
 
     /// Forgets what lives, before it is counted again. Nobody else is here.
@@ -495,7 +544,7 @@ mod tests {
     #[test]
     fn a_generation_goes_up_when_a_segment_is_written_again() {
         let space = log(5);
-        let mut seen = vec![0; 5];
+        let mut seen = [0; 5];
         for _ in 0..20 {
             let extent = space.begin(Stream::Fresh).unwrap();
             let segment = space.segment_of(extent.offset);
@@ -526,6 +575,32 @@ mod tests {
         let single = space.begin(Stream::Fresh).unwrap();
         assert_eq!((single.offset, single.capacity), (4096, 4096));
         assert!(space.begin(Stream::Fresh).is_none());
+    }
+
+    #[test]
+    fn what_is_free_is_discarded_once() {
+        for kind in [MemberKind::Log, MemberKind::Linear] {
+            let space = Space::new(kind, 64 << 10, 12).unwrap();
+            assert!(space.begin_discard().is_none());
+            let extent = space.begin(Stream::Fresh).unwrap();
+            space.placed(extent.offset, 700);
+            space.end(extent, extent.capacity);
+            assert!(space.begin_discard().is_none());
+            for offset in (extent.offset..extent.offset + extent.capacity as u64).step_by(4096) {
+                let one = if kind == MemberKind::Log { 700 } else { 4096 };
+                space.free(offset, one);
+                if kind == MemberKind::Log {
+                    break;
+                }
+            }
+            // The one that is open is closed by the next one.
+            let next = space.begin(Stream::Fresh).unwrap();
+            let discarded = space.begin_discard().unwrap();
+            assert_ne!(space.segment_of(discarded.offset), space.segment_of(next.offset));
+            space.end_discard(discarded);
+            space.give_back(next);
+            assert_eq!(space.live_bytes(), 0, "{kind:?}");
+        }
     }
 
     #[test]

@@ -227,7 +227,7 @@ fn page_of(key: u64) -> Vec<u8> {
         }
         kind => {
             for (index, word) in page.chunks_exact_mut(8).enumerate() {
-                let value = if index as u64 % kind == 0 { random() } else { key };
+                let value = if (index as u64).is_multiple_of(kind) { random() } else { key };
                 word.copy_from_slice(&value.to_le_bytes());
             }
         }

@@ -2,7 +2,7 @@
 //! segments emptied. One thread a member.
 
 use super::carry::{Carrier, Target, for_each_on};
-use super::demote::{next_slots, slots_at_a_time};
+use super::demote::{next_slots, slots_at_a_time, was_taken};
 use super::load::Why;
 use super::lower::Lower;
 use super::member::{Member, State, add};
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use swapfs_format::member::MemberKind;
+use swapfs_format::types::SegmentDiscard;
 
 /// How often it looks without being told.
 const LOOK: Duration = Duration::from_millis(50);
@@ -33,6 +34,7 @@ pub(super) struct Upkeep {
     victims: BinaryHeap<(u64, u64)>,
     /// A bit for each segment: it is a victim.
     marked: Vec<u64>,
+    cannot_discard: bool,
 }
 
 impl Upkeep {
@@ -48,7 +50,7 @@ impl Upkeep {
         let mut victims = BinaryHeap::with_capacity(MAX_VICTIMS + 1);
         victims.extend((0..=MAX_VICTIMS as u64).map(|number| (number, number)));
         victims.clear();
-        Ok(Upkeep { member, carrier: Carrier::new()?, victims, marked })
+        Ok(Upkeep { member, carrier: Carrier::new()?, victims, marked, cannot_discard: false })
     }
 
     pub(super) fn run(mut self, store: &Store) {
@@ -70,6 +72,9 @@ impl Upkeep {
             }
             let decoded = codec::decodes_of_this_thread() - before;
             lower.counters.decompressions.fetch_max(decoded, Ordering::Relaxed);
+            if !worked && self.wants_discards(&lower) {
+                worked = self.discard(store);
+            }
             if !worked {
                 lower.wait(LOOK);
             }
@@ -123,6 +128,7 @@ impl Upkeep {
                         }
                         Visit::Take if has_target => {
                             carrier.note(&member, slot, cell);
+                            was_taken(cell, entry);
                             noted_bytes += entry.as_object().map_or(0, |object| {
                                 member.space.taken_by(u64::from(object.stored_bytes()))
                             });
@@ -157,6 +163,35 @@ impl Upkeep {
         });
         add(&member.counters.demoted_out_pages, carried.pages);
         carried.pages
+    }
+
+    fn wants_discards(&self, lower: &Lower) -> bool {
+        match lower.records.at(self.member.place).discard() {
+            SegmentDiscard::On => true,
+            SegmentDiscard::Auto => self.member.on_block_device,
+            SegmentDiscard::Off => false,
+        }
+    }
+
+    /// Tells the device of room that was freed; false: there is none, or it does not want to know.
+    fn discard(&mut self, store: &Store) -> bool {
+        let (member, mut any) = (&self.member, false);
+        while !self.cannot_discard
+            && member.state() == State::Ok
+            && !store.stop.load(Ordering::Relaxed)
+            && let Some(extent) = member.space.begin_discard()
+        {
+            let outcome = member.discard(extent.offset, extent.capacity as u64);
+            member.space.end_discard(extent);
+            any = true;
+            if let Err(errno) = outcome {
+                // Asked once: it is a favour to the device.
+                self.cannot_discard = true;
+                let why = io::Error::from_raw_os_error(errno);
+                log::info!("{} takes no discards: {why}", member.name());
+            }
+        }
+        any
     }
 
     /// There are few free segments.

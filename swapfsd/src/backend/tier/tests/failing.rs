@@ -59,7 +59,7 @@ fn a_damaged_object_is_an_error_and_never_data() {
     let fixture = Fixture::new(1500, 1 << 20, &[(LINEAR, 16 << 20, "promote=never")]);
     let tier = fixture.open(false);
     // Raw ones and compressed ones.
-    let key = |slot: u64| slot * 8 + if slot % 2 == 0 { 2 } else { 3 };
+    let key = |slot: u64| slot * 8 + if slot.is_multiple_of(2) { 2 } else { 3 };
     for slot in 0..1500 {
         tier.write(slot, &page_of(key(slot))).unwrap();
     }
