@@ -9,7 +9,7 @@
 megabytes=230
 kills=5
 if [ "${SWAPFS_LONG:-}" = 1 ]; then
-    megabytes=420
+    megabytes=300
     kills=50
 fi
 kills="${SWAPFS_KILLS:-$kills}"
@@ -79,6 +79,11 @@ for order in 0 1 2; do
     pages="$(pages_on "$order")"
     check "tier $order has $pages pages" [ "$pages" -gt 1000 ]
 done
+
+status=0
+ask '{"command":"drop"}' >"$scratch/dropped" || status=$?
+cat "$scratch/dropped"
+check "all pages can't be dropped while it is swap" grep -q 'swapoff' "$scratch/dropped"
 
 step "$kills kills, while tier 3 is added and tier 2 emptied"
 killed=0

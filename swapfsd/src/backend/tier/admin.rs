@@ -78,6 +78,8 @@ impl Tier {
             fail(&format_args!("the supervisor does not take it: {error}: try again in a moment"))
         })?;
         crash::pass(Point::TierHeld);
+        // Until it is a member, it is held for nothing.
+        self.strays[place].store(true, Ordering::Release);
         let member = install(lower, place, identity.clone(), device);
         let member = member.map_err(|error| fail(&error))?;
         if let Err(error) = self.look_after(Arc::clone(&member)) {
@@ -85,6 +87,7 @@ impl Tier {
             return Err(fail(&error));
         }
         lower.records.at(place).publish(&identity, &opened.setup.options);
+        self.strays[place].store(false, Ordering::Release);
         crash::pass(Point::TierAdded);
         log::info!("{} was added", member.name());
         lower.wake();
