@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use swapfs_format::superblock::Superblock;
 use swapfs_tests::mounted::{Mounted, Programs, cannot_attach, cannot_mount, folder};
-use swapfs_tests::skip_if;
+use swapfs_tests::{skip_if, tiers};
 
 fn programs() -> Programs {
     Programs::new(env!("CARGO_BIN_EXE_programs"))
@@ -120,6 +120,84 @@ fn sizes_and_options_of_mkswapfs() {
     refused(&["-s", "1M", "--erase-block", "3000"], &["erase block of 3000"]);
     let usage = programs().fail("mkswapfs", &[Path::new("-s"), Path::new("1.5G"), &image], 2);
     assert!(usage.contains("'1.5G' is not a size"), "{usage}");
+}
+
+/// Each is refused before anything is written.
+#[test]
+fn members_of_mkswapfs() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (image, log) = (path("image"), path("log"));
+    let refused = |members: &[String], parts: &[&str]| {
+        let mut all = vec!["-t".to_owned(), "tier".to_owned()];
+        for member in members {
+            all.extend(["--member".to_owned(), member.clone()]);
+        }
+        all.push(image.clone());
+        has(&programs().fail("mkswapfs", &all, 1), "mkswapfs: ", parts);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was left behind");
+    };
+    let member = |text: &str| format!("log:{log},{text}");
+    refused(&[format!("log:{log}")], &[&log, "does not exist", "size=SIZE"]);
+    refused(&[member("size=4K")], &[&log]);
+    refused(&[member("size=8M,colour=red")], &[&log, "option 'colour'", "promote"]);
+    refused(&[member("size=8M,promote=sometimes")], &["'sometimes' is not allowed", "second"]);
+    refused(&[member("size=8M,low=90,high=80")], &["low", "high"]);
+    refused(&[member("size=8M,segment=3000")], &["segment"]);
+    refused(&[format!("linear:{log},size=8M,segment=64K")], &["option 'segment'"]);
+    refused(&[member("size=8M"), member("size=8M")], &[&log]);
+    refused(&[member("size=8M"), format!("linear:{image},size=8M")], &[&image]);
+    refused(&[member("size=8M"), "zmem".to_owned()], &["zmem", "first"]);
+    refused(&["zmem".to_owned(), "zmem".to_owned(), member("size=8M")], &["zmem"]);
+    let nine = |number: u32| format!("linear:{},size=8M", path(&format!("member{number}")));
+    refused(&(1..=9).map(nine).collect::<Vec<_>>(), &["8"]);
+}
+
+/// A volume of two members, its images in `folder`, and an empty mount point.
+fn tier(folder: &Path) -> (tiers::Formatted, PathBuf) {
+    fs::create_dir(folder).unwrap();
+    let members = [("log", "2M", "segment=64K"), ("linear", "8M", "")];
+    let formatted = tiers::format(&programs(), folder, "3M", tiers::TINY_TOP, &members);
+    let mountpoint = folder.join("mnt");
+    fs::create_dir(&mountpoint).unwrap();
+    (formatted, mountpoint)
+}
+
+#[test]
+fn members_of_tier_volumes() {
+    skip_if!(cannot_mount());
+    let folder = folder();
+    let (volume, mnt) = tier(&folder.path().join("one"));
+    let (other, _) = tier(&folder.path().join("other"));
+    let uuid = volume.superblock().uuid.to_string();
+    let [log, linear] = [&volume.members[0], &volume.members[1]];
+    for member in [log, linear] {
+        refused(member, &mnt, &[], &["member", &uuid]);
+    }
+    let message = programs().fail("mkswapfs", &[Path::new("-s"), Path::new("2M"), log], 1);
+    has(&message, "mkswapfs: ", &["use -f"]);
+    // Missing, and found again wherever it is: beside the volume, by its UUID.
+    let away = folder.path().join("away");
+    fs::rename(linear, &away).unwrap();
+    let text = linear.display().to_string();
+    let missing = ["member 2", "last seen at", &text, "degraded=on"];
+    refused(&volume.image, &mnt, &[], &missing);
+    // Another volume's member in its place is none of this one's.
+    fs::copy(&other.members[1], linear).unwrap();
+    refused(&volume.image, &mnt, &[], &missing);
+    // Nor is the wrong one of its own.
+    fs::copy(log, linear).unwrap();
+    refused(&volume.image, &mnt, &[], &["member 2", "degraded=on"]);
+    fs::remove_file(linear).unwrap();
+    let renamed = linear.with_file_name("renamed");
+    fs::rename(&away, &renamed).unwrap();
+    let mounted = Mounted::existing(&programs(), &volume.image, "");
+    let tiers = mounted.stats()["tiers"].clone();
+    assert_eq!(tiers[2]["image"], renamed.display().to_string(), "{tiers}");
+    // What is in use is nobody else's.
+    let format = [Path::new("-f"), &renamed];
+    has(&programs().fail("mkswapfs", &format, 1), "mkswapfs: ", &["in use"]);
+    mounted.unmount();
 }
 
 #[test]

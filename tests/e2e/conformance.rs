@@ -3,10 +3,14 @@
 // Tests may panic: that is how they fail.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use swapfs_format::PAGE_BYTES;
 use swapfs_format::fault::FaultPlan;
 use swapfs_tests::conformance::targets::{Direct, Started};
 use swapfs_tests::conformance::{self, Target};
+use swapfs_tests::mounted::{Programs, folder};
+use swapfs_tests::tiers::{self, Here, Stop};
 use swapfs_tests::{formatted, rng};
 use swapfsd::backend::registry;
 use swapfsd::buffer::BufferPool;
@@ -99,6 +103,124 @@ fn log_with_zstd_and_no_patience() {
 #[test]
 fn fault_filter_in_front_of_log() {
     run("log with faults", "log", "buffer=4M,deadline-ms=10,fault=all:EIO:1/150");
+}
+
+/// A tier volume with tiny tiers, so that everything moves all the time, and a log of that size.
+fn tier_volume(
+    folder: &std::path::Path,
+    log: (&str, &str),
+    members: &str,
+) -> (Direct, tiers::Formatted) {
+    let programs = Programs::new(env!("CARGO_BIN_EXE_programs"));
+    let linear = format!("discard=on,{members}");
+    let (log_size, marks) = log;
+    let log = format!("segment=64K,{marks},{members}");
+    let formatted = tiers::format(
+        &programs,
+        folder,
+        "2560K",
+        tiers::TINY_TOP,
+        &[("log", log_size, &log), ("linear", "8M", &linear)],
+    );
+    let image = Image::open_exclusive(&formatted.image, Access::ReadWrite).unwrap();
+    let superblock = image.load().unwrap();
+    assert_eq!(superblock.slot_count, SLOTS);
+    let spec = superblock.type_spec().unwrap();
+    let (typed, _) = spec.mount_options(&superblock.options, "").unwrap();
+    let resources = registry::resources(&typed);
+    let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
+    let members = formatted.open_members();
+    let held = Held::private();
+    let backend = registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
+    let volume = Volume::standby(backend, buffers, superblock.slot_count);
+    volume.activate(Some(&superblock.swap_header())).unwrap();
+    (Direct { volume, faults: false }, formatted)
+}
+
+fn number_of(volume: &Volume, wanted: &str) -> u64 {
+    let mut found = 0;
+    volume.backend_statistics(&mut |name, value| {
+        if name == wanted {
+            found = value;
+        }
+    });
+    found
+}
+
+/// That pages did move, and which way.
+fn has_moved(volume: &Volume) {
+    let (mut down, mut up, mut collected_bytes) = ([0; 3], [0; 3], 0);
+    volume.tiers(&mut |tier| {
+        println!(
+            "tier {}: {} pages; {} came down, {} went down, {} up, {} were read here, {} B collected",
+            tier.order,
+            tier.pages,
+            tier.demoted_in_pages,
+            tier.demoted_out_pages,
+            tier.promoted_out_pages,
+            tier.read_pages,
+            tier.collected_bytes
+        );
+        collected_bytes += tier.collected_bytes;
+        down[tier.order as usize] = tier.demoted_in_pages;
+        up[tier.order as usize] = tier.promoted_out_pages;
+    });
+    assert!(collected_bytes > 0, "not collected");
+    assert!(down[1] > 1000 && down[2] > 1000 && up[1] > 0 && up[2] > 0, "{down:?}, {up:?}");
+    assert_eq!(number_of(volume, "demotion_decompressions"), 0);
+    assert_eq!(number_of(volume, "damaged_objects"), 0);
+    assert_eq!(volume.requests_in_flight(), 0);
+}
+
+fn run_tier(name: &str, members: &str) {
+    let seed = rng::seed(name);
+    let folder = folder();
+    // So little room that it is collected.
+    let log = ("1280K", "high=95,low=90");
+    let (direct, _formatted) = tier_volume(folder.path(), log, members);
+    for round in 0..3 {
+        conformance::run_all(&direct, seed + round, OPERATIONS);
+    }
+    has_moved(&direct.volume);
+}
+
+#[test]
+fn tier_with_copies() {
+    run_tier("tier, inclusive", "promote=always,keep=inclusive");
+}
+
+#[test]
+fn tier_without_copies() {
+    run_tier("tier, exclusive", "promote=second,keep=exclusive");
+}
+
+/// One member after the other is emptied under the suite, and added again.
+#[test]
+fn tier_whose_members_come_and_go() {
+    for members in ["promote=always,keep=inclusive", "promote=second,keep=exclusive"] {
+        let seed = rng::seed(&format!("tier that comes and goes, {members}"));
+        let folder = folder();
+        // It has room for everything, since the other one may be gone.
+        let log = ("4M", "high=30,low=20");
+        let (direct, formatted) = tier_volume(folder.path(), log, members);
+        let stop = AtomicBool::new(false);
+        let volume = Arc::clone(&direct.volume);
+        let (removed, added) = std::thread::scope(|scope| {
+            let stop = &stop;
+            let changing = scope
+                .spawn(move || tiers::come_and_go(&Here(&volume), &formatted.members, stop, false));
+            let stops = Stop(stop);
+            for round in 0..4 {
+                conformance::run_all(&direct, seed + round, OPERATIONS / 2);
+            }
+            drop(stops);
+            changing.join().unwrap()
+        });
+        println!("{members}: {removed} members were emptied, {added} added");
+        assert!(removed > 2 && added > 2, "{removed} emptied, {added} added");
+        assert_eq!(number_of(&direct.volume, "damaged_objects"), 0);
+        assert_eq!(direct.volume.requests_in_flight(), 0);
+    }
 }
 
 #[test]

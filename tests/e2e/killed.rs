@@ -11,9 +11,15 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
+use swapfs_format::PAGE_BYTES;
+use swapfs_tests::killed::SLOTS;
+use swapfs_tests::mounted::{Programs, folder};
 use swapfs_tests::rng::{self, Rng};
+use swapfs_tests::tiers;
 use swapfsd::crash::Point;
 use swapfsd::held::BACKEND_REGIONS;
 
@@ -34,6 +40,10 @@ struct Scenario {
     options: &'static str,
     /// How large a log's device is, if it is not large.
     log_segments: Option<u64>,
+    /// Of a tier volume: options of its members.
+    members: Option<&'static str>,
+    /// Its members are emptied and added again, one after the other.
+    come_and_go: bool,
     started: bool,
     torn: bool,
     /// What was flushed outlives the memory.
@@ -45,7 +55,9 @@ struct Scenario {
 struct Files {
     regions: [File; BACKEND_REGIONS],
     progress: File,
-    image: tempfile::NamedTempFile,
+    image: PathBuf,
+    members: Vec<PathBuf>,
+    _folder: Arc<tempfile::TempDir>,
 }
 
 /// Memory as a file.
@@ -63,18 +75,38 @@ fn path_of(file: &File) -> String {
 }
 
 impl Files {
-    fn new() -> Files {
+    fn new(scenario: &Scenario) -> Files {
         let progress = memory_file();
         progress.set_len(4096).unwrap();
-        // Not in /tmp, which may be a tmpfs.
-        let image = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
-        Files { regions: std::array::from_fn(|_| memory_file()), progress, image }
+        let folder = Arc::new(folder());
+        let (image, members) = match scenario.members {
+            None => {
+                let image = folder.path().join("image");
+                File::create_new(&image).unwrap();
+                (image, Vec::new())
+            }
+            Some(options) => {
+                let formatted = format_tiers(folder.path(), options);
+                (formatted.image, formatted.members)
+            }
+        };
+        let regions = std::array::from_fn(|_| memory_file());
+        Files { regions, progress, image, members, _folder: folder }
     }
 
     /// Nothing of the memory is left, as after a power failure.
     fn without_memory(self) -> Files {
         Files { regions: std::array::from_fn(|_| memory_file()), ..self }
     }
+}
+
+/// Tiny tiers, so that everything moves all the time.
+fn format_tiers(folder: &Path, options: &str) -> tiers::Formatted {
+    let programs = Programs::new(env!("CARGO_BIN_EXE_programs"));
+    let size = format!("{}K", SLOTS * PAGE_BYTES / 1024);
+    let log = format!("segment=64K,high=30,low=20,{options}");
+    let members = [("log", "6M", log.as_str()), ("linear", "8M", options)];
+    tiers::format(&programs, folder, &size, tiers::TINY_TOP, &members)
 }
 
 /// A child; killed when dropped.
@@ -92,7 +124,11 @@ impl Serving {
     fn start(scenario: &Scenario, files: &Files, seed: u64, adopted: bool) -> Serving {
         let mut command = Command::new(env!("CARGO_BIN_EXE_killed"));
         command.args(["--back-end", scenario.back_end, "--options", scenario.options]);
-        command.arg("--image").arg(files.image.path());
+        command.arg("--image").arg(&files.image);
+        for member in &files.members {
+            command.arg("--member").arg(member);
+        }
+        command.args(scenario.come_and_go.then_some("--come-and-go"));
         command.arg("--regions").args(files.regions.iter().map(path_of));
         command.args(["--progress", &path_of(&files.progress), "--seed", &seed.to_string()]);
         if let Some(segments) = scenario.log_segments {
@@ -138,7 +174,7 @@ fn was_killed(scenario: &Scenario, what: &str, status: ExitStatus) -> bool {
 fn run(scenario: &Scenario) {
     let seed = rng::seed(scenario.name);
     let mut rng = Rng::new(seed);
-    let files = Files::new();
+    let files = Files::new(scenario);
     let mut serving = Serving::start(scenario, &files, seed, false);
     // The first one fills the volume.
     serving.order(None, 0, 200);
@@ -153,7 +189,15 @@ fn run(scenario: &Scenario) {
                 continue;
             }
             // Often soon, sometimes late; and at last the first time that it is passed.
-            let doublings = if point.name().starts_with("ZmemRecompress") { 5 } else { 10 };
+            let doublings = match point {
+                // Once for each member that comes and goes.
+                Point::TierWithdrawn | Point::TierHeld | Point::TierAdded => 1,
+                Point::TierEvacuated => 4,
+                _ if point.name().starts_with("ZmemRecompress") => 5,
+                // Once for many pages.
+                Point::TierLoaded | Point::TierWritten => 6,
+                _ => 10,
+            };
             let last_chance = attempt + 1 == KILLS && killed == 0;
             let far = if last_chance { 1 } else { 1 << rng.below(doublings) };
             let once = matches!(point, Point::ZmemActivating | Point::LogActivating);
@@ -189,7 +233,7 @@ fn run(scenario: &Scenario) {
 /// Kills the first one that serves a new volume: what is done once in the life of a volume. Was
 /// it reached?
 fn kill_first(scenario: &Scenario, seed: u64, point: Point, count: u64) -> bool {
-    let files = Files::new();
+    let files = Files::new(scenario);
     let mut first = Serving::start(scenario, &files, seed, false);
     first.order(Some(point), count, 100);
     let killed = was_killed(scenario, &point.name(), first.end());
@@ -315,10 +359,64 @@ fn ram() {
     });
 }
 
+/// Of what happens to pages; the others are passed when members come and go.
+fn tier_points() -> Vec<Point> {
+    let rest = [Point::TierEvacuated, Point::TierWithdrawn, Point::TierHeld, Point::TierAdded];
+    points_of("Tier").into_iter().filter(|point| !rest.contains(point)).collect()
+}
+
+/// Cold pages go down, those that are read come up, and leave copies below.
+#[test]
+fn tier_with_copies() {
+    run(&Scenario {
+        name: "tier, inclusive",
+        back_end: "tier",
+        members: Some("promote=always,keep=inclusive"),
+        points: tier_points(),
+        ..Scenario::default()
+    });
+}
+
+#[test]
+fn tier_without_copies() {
+    run(&Scenario {
+        name: "tier, exclusive",
+        back_end: "tier",
+        members: Some("promote=second,keep=exclusive"),
+        points: tier_points()
+            .into_iter()
+            .filter(|point| *point != Point::TierCopyDropped)
+            .chain([Point::ZmemActivating, Point::ZmemMovePublished])
+            .collect(),
+        ..Scenario::default()
+    });
+}
+
+/// Members are emptied, let go and added meanwhile.
+#[test]
+fn tier_whose_members_come_and_go() {
+    for (name, members) in [
+        ("tier, coming and going, inclusive", "promote=always,keep=inclusive"),
+        ("tier, coming and going, exclusive", "promote=second,keep=exclusive"),
+    ] {
+        run(&Scenario {
+            name,
+            back_end: "tier",
+            members: Some(members),
+            come_and_go: true,
+            points: points_of("Tier")
+                .into_iter()
+                .filter(|point| *point != Point::TierCopyDropped || name.ends_with("inclusive"))
+                .collect(),
+            ..Scenario::default()
+        });
+    }
+}
+
 /// Whoever adds a point has it tested.
 #[test]
 fn every_point_belongs_to_a_back_end() {
     // "Daemon": those that `supervised` has daemons killed at.
-    let tested = ["Zmem", "Linear", "Ram", "Log", "Daemon"].map(points_of).concat();
+    let tested = ["Zmem", "Linear", "Ram", "Log", "Tier", "Daemon"].map(points_of).concat();
     assert_eq!(tested.len(), Point::ALL.len());
 }

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use swapfs_format::swap_header::SwapHeader;
 use swapfs_tests::conformance::targets::OpenFile;
 use swapfs_tests::conformance::{self, Target};
@@ -13,6 +14,7 @@ use swapfs_tests::mounted::{
     LoopDevice, Mounted, Programs, cannot_attach, cannot_mount, cannot_use_rings, folder, kill,
     wait_until, wait_until_gone,
 };
+use swapfs_tests::tiers::{self, Socket, Stop};
 use swapfs_tests::{rng, skip_if};
 use swapfsd::image::{Access, Image};
 
@@ -75,6 +77,49 @@ fn log_through_fuse() {
     conformance_of_log("FUSE, log", "buffer=4M,deadline-ms=10");
 }
 
+/// Members of tiny tiers.
+const MEMBERS: [(&str, &str, &str); 2] = [
+    ("log", "4M", "segment=64K,high=30,low=20,promote=always,keep=inclusive"),
+    ("linear", "8M", "promote=second,keep=exclusive"),
+];
+
+fn tier(folder: &std::path::Path) -> (Mounted, tiers::Formatted) {
+    let formatted = tiers::format(&programs(), folder, "3M", tiers::TINY_TOP, &MEMBERS);
+    (Mounted::existing(&programs(), &formatted.image, ""), formatted)
+}
+
+#[test]
+fn tier_through_fuse() {
+    skip_if!(cannot_mount());
+    let folder = folder();
+    let (mounted, _) = tier(folder.path());
+    conformance_of(&mounted, "FUSE, tier", "");
+}
+
+/// Through its control socket, members are emptied and added again.
+#[test]
+fn tier_through_fuse_whose_members_come_and_go() {
+    skip_if!(cannot_mount());
+    let folder = folder();
+    let (mounted, formatted) = tier(folder.path());
+    let socket = Socket(formatted.superblock().uuid);
+    let stop = AtomicBool::new(false);
+    let (removed, added) = std::thread::scope(|scope| {
+        let changing =
+            scope.spawn(|| tiers::come_and_go(&socket, &formatted.members, &stop, false));
+        let stops = Stop(&stop);
+        let seed = rng::seed("FUSE, tier that comes and goes");
+        for round in 0..4 {
+            conformance::run_all(&open(&mounted, ""), seed + round, 1000);
+        }
+        drop(stops);
+        changing.join().unwrap()
+    });
+    println!("{removed} members were emptied, {added} added");
+    assert!(removed > 1 && added > 1);
+    conformance_of(&mounted, "FUSE, tier that was changed", "");
+}
+
 #[test]
 fn all_types_by_rings() {
     skip_if!(cannot_use_rings());
@@ -132,8 +177,14 @@ fn fio_verify(type_name: &str, options: &str) {
     if type_name == "log" {
         options.push_str(&format!(",trace={}", trace.display()));
     }
-    let mounted =
-        Mounted::new(&programs(), folder.path(), &["-t", type_name, "-s", "64M"], &options);
+    let mounted = if type_name == "tier" {
+        let members = [("log", "16M", "segment=256K"), ("linear", "80M", "promote=always")];
+        let top = "limit=8M,high=60,low=50";
+        let formatted = tiers::format(&programs(), folder.path(), "64M", top, &members);
+        Mounted::existing(&programs(), &formatted.image, &options)
+    } else {
+        Mounted::new(&programs(), folder.path(), &["-t", type_name, "-s", "64M"], &options)
+    };
     let device = LoopDevice::attach(&mounted.swap_file());
     for (block, depth) in [("4k", 32), ("32k", 8), ("512k", 8), ("1m", 4)] {
         let output = Command::new("timeout")
@@ -207,6 +258,13 @@ fn fio_verifies_zmem_with_everything_on() {
 fn fio_verifies_log() {
     skip_if!(cannot_attach());
     fio_verify("log", "buffer=8M,deadline-ms=100");
+}
+
+/// Most of it is on the last tier, since what fio writes does not compress.
+#[test]
+fn fio_verifies_tier() {
+    skip_if!(cannot_attach());
+    fio_verify("tier", "");
 }
 
 #[test]

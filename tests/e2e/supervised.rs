@@ -6,6 +6,8 @@
 
 #[path = "supervised/rings.rs"]
 mod rings;
+#[path = "supervised/tier.rs"]
+mod tier;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;

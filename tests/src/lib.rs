@@ -10,4 +10,5 @@ pub mod memory;
 pub mod mounted;
 pub mod pattern;
 pub mod rng;
+pub mod tiers;
 pub mod workload;

@@ -12,14 +12,15 @@ use clap::Parser;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use swapfs_format::superblock::Superblock;
 use swapfs_format::types;
 use swapfs_tests::conformance::Target;
 use swapfs_tests::conformance::targets::{Direct, Started};
-use swapfs_tests::formatted;
 use swapfs_tests::killed::{LANES, Progress, Runner, SLOTS, Unanswered};
+use swapfs_tests::{formatted, tiers};
 use swapfsd::backend::registry;
 use swapfsd::buffer::BufferPool;
 use swapfsd::crash::{self, Point};
@@ -43,6 +44,12 @@ struct Arguments {
     log_segments: Option<u64>,
     #[arg(long)]
     image: PathBuf,
+    /// Images of a tier volume's members; `image` is formatted then.
+    #[arg(long)]
+    member: Vec<PathBuf>,
+    /// One member after the other is emptied and added again.
+    #[arg(long)]
+    come_and_go: bool,
     #[arg(long, num_args = BACKEND_REGIONS)]
     regions: Vec<PathBuf>,
     #[arg(long)]
@@ -85,23 +92,32 @@ fn open(path: &Path) -> File {
     File::options().read(true).write(true).open(path).unwrap()
 }
 
-fn standby(arguments: &Arguments) -> (std::sync::Arc<Volume>, Superblock) {
-    let spec = types::find(&arguments.back_end).unwrap();
-    let typed = spec.parse_options(&arguments.options).unwrap();
+/// The image and its superblock: the same for all children.
+fn image_of(arguments: &Arguments) -> (Superblock, Image) {
+    let file = open(&arguments.image);
+    if !arguments.member.is_empty() {
+        let image = Image::from_open(&arguments.image, file).unwrap();
+        return (image.load().unwrap(), image);
+    }
     let mut superblock = match arguments.log_segments {
         Some(segments) => formatted::log_superblock(SLOTS, segments),
         None => formatted::superblock(&arguments.back_end, SLOTS),
     };
-    // The same for all children: what is in a log belongs to one superblock.
+    // What is in a log belongs to one superblock.
     (superblock.uuid, superblock.created_unix_s) = (uuid::Uuid::nil(), 1);
-    let file = open(&arguments.image);
     file.set_len(superblock.image_bytes).unwrap();
-    let image = Image::from_open(&arguments.image, file).unwrap();
+    (superblock, Image::from_open(&arguments.image, file).unwrap())
+}
+
+fn standby(arguments: &Arguments) -> (std::sync::Arc<Volume>, Superblock) {
+    let spec = types::find(&arguments.back_end).unwrap();
+    let (superblock, image) = image_of(arguments);
+    let (typed, _) = spec.mount_options(&superblock.options, &arguments.options).unwrap();
     let resources = registry::resources(&typed);
     let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
     let regions = std::array::from_fn(|index| open(&arguments.regions[index]));
     let held = Held::regions(regions, arguments.adopted);
-    let members = swapfsd::members::Members::none();
+    let members = tiers::open_members(&arguments.member);
     let backend = registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
     (Volume::standby(backend, buffers, superblock.slot_count), superblock)
 }
@@ -150,7 +166,7 @@ fn serve(
     let header = superblock.swap_header();
     let header = (!arguments.adopted).then_some(&header);
     volume.activate(header).map_err(|error| format!("not activated: {error}"))?;
-    let direct = Direct { volume, faults: false };
+    let direct = Direct { volume: std::sync::Arc::clone(&volume), faults: false };
     let started;
     let target: &dyn Target = if arguments.started {
         started = Started(direct);
@@ -169,6 +185,26 @@ fn serve(
         lane.verify(rule)?;
     }
     arm();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        if arguments.come_and_go {
+            scope.spawn(|| {
+                tiers::come_and_go(&tiers::Here(&volume), &arguments.member, &stop, false);
+            });
+        }
+        let _stops = tiers::Stop(&stop);
+        work(arguments, order, &mut lanes, rule)
+    })?;
+    target.flush().map_err(|failure| format!("not flushed: {failure:?}"))
+}
+
+/// All lanes do their operations.
+fn work(
+    arguments: &Arguments,
+    order: &Order,
+    lanes: &mut [Runner<'_>],
+    rule: Unanswered,
+) -> Result<(), String> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = lanes
             .iter_mut()
@@ -181,16 +217,14 @@ fn serve(
             .collect();
         threads.into_iter().try_for_each(|thread| thread.join().unwrap())
     })?;
-    if order.point.is_some() {
-        let idle = if arguments.back_end == "log" { IDLE_LOG } else { IDLE };
-        let started = Instant::now();
-        while started.elapsed() < idle {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        // It may have been busy with what has become cold.
-        for lane in &lanes {
-            lane.verify(rule)?;
-        }
+    if order.point.is_none() {
+        return Ok(());
     }
-    target.flush().map_err(|failure| format!("not flushed: {failure:?}"))
+    let idle = if arguments.back_end == "log" { IDLE_LOG } else { IDLE };
+    let started = Instant::now();
+    while started.elapsed() < idle {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It may have been busy with what has become cold.
+    lanes.iter().try_for_each(|lane| lane.verify(rule))
 }

@@ -55,6 +55,7 @@ impl Tier {
         let lower = &self.lower;
         let path = image.to_str().ok_or_else(|| format!("{}: no text", image.display()))?;
         let fail = |why: &dyn std::fmt::Display| format!("tier add: {path}: {why}");
+        self.forget_strays();
         let opened = self.images.open(path).map_err(|why| format!("tier add: {why}"))?;
         let order = opened.setup.order;
         if let Some(member) = lower.of_order(order) {
@@ -63,7 +64,9 @@ impl Tier {
                 member.identity.path
             )));
         }
-        let free = |place: &usize| lower.at(*place).is_none();
+        // One that is being let go has its place until that is done.
+        let leaving = lower.records.evacuation().map(|order| order.place);
+        let free = |place: &usize| lower.at(*place).is_none() && leaving != Some(*place);
         let Some(place) = (0..MAX_DEVICE_MEMBERS).find(free) else {
             let most = format_args!("a volume has {MAX_DEVICE_MEMBERS} members at most");
             return Err(fail(&format_args!("{most}: remove another one first")));
@@ -75,6 +78,8 @@ impl Tier {
             fail(&format_args!("the supervisor does not take it: {error}: try again in a moment"))
         })?;
         crash::pass(Point::TierHeld);
+        // Until it is a member, it is held for nothing.
+        self.strays[place].store(true, Ordering::Release);
         let member = install(lower, place, identity.clone(), device);
         let member = member.map_err(|error| fail(&error))?;
         if let Err(error) = self.look_after(Arc::clone(&member)) {
@@ -82,11 +87,24 @@ impl Tier {
             return Err(fail(&error));
         }
         lower.records.at(place).publish(&identity, &opened.setup.options);
+        self.strays[place].store(false, Ordering::Release);
         crash::pass(Point::TierAdded);
         log::info!("{} was added", member.name());
         lower.wake();
         self.images.record(&self.setups())?;
         Ok(Reply::Done(Done { order: Some(order), ..Done::default() }))
+    }
+
+    /// Gives up what a predecessor had held and not made a member: its image would stay locked.
+    fn forget_strays(&self) {
+        for (place, stray) in self.strays.iter().enumerate() {
+            if stray.swap(false, Ordering::AcqRel)
+                && !self.lower.records.at(place).is_in_use()
+                && let Err(error) = self.keeper.forget(place)
+            {
+                log::warn!("the descriptor of what was never made a member: {error}");
+            }
+        }
     }
 
     fn remove(

@@ -87,7 +87,8 @@ impl Evacuator {
                 continue;
             };
             let Some(member) = lower.at(order.place) else {
-                lower.records.set_evacuation(None);
+                // Whoever has emptied it died before it was let go.
+                self.forget(&lower, order.place);
                 continue;
             };
             // One that has failed may be emptied too, as far as it can be read.
@@ -158,20 +159,27 @@ impl Evacuator {
             return false;
         }
         // Nobody is about to put something there who has chosen it before.
-        let _alone = lower.moving.write();
+        let alone = lower.moving.write();
         if member.space.live_bytes() > 0 || lower.records.evacuation().is_none() {
             return false;
         }
         lower.records.at(member.place).withdraw();
+        drop(alone);
         crash::pass(Point::TierWithdrawn);
-        lower.uninstall(member.place);
-        lower.records.set_evacuation(None);
+        self.forget(lower, member.place);
         lower.wake();
         info!("{} is empty, and no part of the volume any more", member.name());
-        if let Err(error) = self.keeper.forget(member.place) {
-            warn!("the descriptor of {}: {error}", member.name());
-        }
         true
+    }
+
+    /// Has the descriptor of what is no member any more given up. The place is nobody else's until
+    /// that is done: a new member's descriptor is not to be given up in its stead.
+    fn forget(&self, lower: &Lower, place: usize) {
+        if let Err(error) = self.keeper.forget(place) {
+            warn!("the descriptor of a member that was let go: {error}");
+        }
+        lower.uninstall(place);
+        lower.records.set_evacuation(None);
     }
 }
 

@@ -64,6 +64,7 @@ use read::Reader;
 use record::{Identity, Records};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use swapfs_format::member::{MAX_DEVICE_MEMBERS, MemberKind, MemberOptions};
 use swapfs_format::types::TierOptions;
@@ -187,6 +188,10 @@ pub struct Tier {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// One change at a time.
     changing: Mutex<()>,
+    /// What was held at each place when this instance was made, until it serves.
+    given: Mutex<[Option<MemberDevice>; MAX_DEVICE_MEMBERS]>,
+    /// Places at which something is held that is no member.
+    strays: [AtomicBool; MAX_DEVICE_MEMBERS],
 }
 
 impl Tier {
@@ -205,9 +210,9 @@ impl Tier {
                 install(&lower, place, identity, devices.get(place).cloned().flatten())?;
             }
         } else {
-            for (place, device) in devices.into_iter().enumerate() {
+            for (place, device) in devices.iter().enumerate() {
                 if let Some(identity) = lower.records.at(place).identity() {
-                    install(&lower, place, identity, device)?;
+                    install(&lower, place, identity, device.clone())?;
                 }
             }
         }
@@ -229,6 +234,8 @@ impl Tier {
             images,
             threads: Mutex::default(),
             changing: Mutex::new(()),
+            given: Mutex::new(if held.is_adopted() { devices } else { Default::default() }),
+            strays: Default::default(),
         };
         for member in tier.lower.members().iter() {
             tier.look_after(Arc::clone(member))?;
@@ -238,6 +245,25 @@ impl Tier {
 
     fn store(&self) -> &Arc<Store> {
         &self.top.store
+    }
+
+    /// The members are those that a predecessor had when it ended. One may have been let go since
+    /// this instance was made; and one that was held before then may have become a member after it.
+    fn settle_members(&self) -> io::Result<()> {
+        let given = std::mem::take(&mut *self.given.lock());
+        for (place, device) in given.into_iter().enumerate() {
+            let Some(identity) = self.lower.records.at(place).identity() else {
+                self.lower.uninstall(place);
+                self.strays[place].store(device.is_some(), Ordering::Release);
+                continue;
+            };
+            if self.lower.at(place).is_some_and(|member| member.identity.uuid == identity.uuid) {
+                continue;
+            }
+            let member = install(&self.lower, place, identity, device)?;
+            self.look_after(member)?;
+        }
+        Ok(())
     }
 
     /// Starts the thread that does what a member needs.
@@ -328,14 +354,8 @@ impl Backend for Tier {
     }
 
     fn activate(&self) -> io::Result<()> {
+        self.settle_members()?;
         self.lower.lock_devices();
-        // A member that was let go since this instance was made; one that was added since then has
-        // made the supervisor start another instance.
-        for place in 0..MAX_DEVICE_MEMBERS {
-            if !self.lower.records.at(place).is_in_use() {
-                self.lower.uninstall(place);
-            }
-        }
         self.lower.adopt_settings();
         self.top.activate()?;
         self.lower.wake();

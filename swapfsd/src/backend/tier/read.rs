@@ -38,6 +38,8 @@ struct Wanted {
     entry: Entry,
     place: usize,
     lies: Lies,
+    /// Of the segment, when the entry was found.
+    generation: u32,
 }
 
 /// What reads.
@@ -66,7 +68,8 @@ impl Reader<'_> {
 
     fn read_batch(&self, first: u64, pages: &mut [u8]) -> Result<()> {
         let lies = Lies { offset: 0, stored: 0, check: Check::InFront, encoding: Encoding::Raw };
-        let mut wanted = [Wanted { index: 0, entry: Entry::ABSENT, place: 0, lies }; BATCH];
+        let nothing = Wanted { index: 0, entry: Entry::ABSENT, place: 0, lies, generation: 0 };
+        let mut wanted = [nothing; BATCH];
         let mut count = 0;
         let sampled = is_sampled().then(Instant::now);
         for (index, page) in pages.chunks_exact_mut(PAGE_LEN).enumerate() {
@@ -74,7 +77,9 @@ impl Reader<'_> {
             if let Found::Below(entry, object) = self.store.read_page(slot, page)? {
                 match self.locate(&object) {
                     Some((member, lies)) => {
-                        wanted[count] = Wanted { index, entry, place: member.place, lies };
+                        let generation = generation_of(&member, &lies);
+                        let place = member.place;
+                        wanted[count] = Wanted { index, entry, place, lies, generation };
                         count += 1;
                     }
                     // Moved since, or damaged.
@@ -88,6 +93,12 @@ impl Reader<'_> {
             self.lower.top_latencies.record(started.elapsed());
         }
         let wanted = &mut wanted[..count];
+        for wanted in wanted.iter_mut() {
+            // A generation means something if the entry named the object when it was looked at.
+            if !self.is_still(first + wanted.index as u64, wanted.entry) {
+                wanted.generation = wanted.generation.wrapping_sub(1);
+            }
+        }
         wanted.sort_unstable_by_key(|wanted| (wanted.place, wanted.lies.offset));
         let mut rest = &*wanted;
         while let Some(start) = rest.first() {
@@ -176,6 +187,10 @@ impl Reader<'_> {
             };
             let from = lies.offset / PAGE_BYTES * PAGE_BYTES;
             let end = end_of(&lies).next_multiple_of(PAGE_BYTES);
+            let generation = generation_of(&member, &lies);
+            if !self.is_still(slot, entry) {
+                continue;
+            }
             let mut buffer = self.buffers.take((end - from) as usize);
             let outcome = member.read(&mut buffer, from);
             let stored = stored_in(&buffer, from, &lies);
@@ -186,7 +201,8 @@ impl Reader<'_> {
             }
             if right {
                 add(&member.counters.read_pages, 1);
-                let wanted = Wanted { index: 0, entry, place: member.place, lies };
+                let place = member.place;
+                let wanted = Wanted { index: 0, entry, place, lies, generation };
                 self.was_read(slot, &wanted, &member, stored);
                 return Ok(());
             }
@@ -268,7 +284,10 @@ impl Reader<'_> {
         let mut old = None;
         loop {
             let current = Entry(cell.load(Ordering::Acquire));
-            if !current.is_same_as(wanted.entry) {
+            // What was read is what the entry named all the time: its place may have been used
+            // again for another page of the same slot, as long as this one.
+            if !current.is_same_as(wanted.entry) || generation_of(member, lies) != wanted.generation
+            {
                 break;
             }
             let new = match beside {
@@ -312,6 +331,10 @@ fn is_sampled() -> bool {
         reads.set(reads.get().wrapping_add(1));
         reads.get().is_multiple_of(ONE_IN)
     })
+}
+
+fn generation_of(member: &Member, lies: &Lies) -> u32 {
+    member.space.generation(member.space.segment_of(lies.offset))
 }
 
 fn end_of(lies: &Lies) -> u64 {

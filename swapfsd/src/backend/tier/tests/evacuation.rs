@@ -75,3 +75,32 @@ fn an_evacuation_goes_on_after_a_death_and_can_be_called_off() {
         check(&successor, slot, Some(key(slot)), "at the end");
     }
 }
+
+/// The supervisor starts a successor as soon as it holds a new member, which is published after that.
+#[test]
+fn a_successor_that_was_made_before_a_member_was_published_has_it() {
+    let fixture = Fixture::new(4000, 1 << 20, &[(LOG, 2 << 20, ""), (LINEAR, 32 << 20, "")]);
+    let tier = fixture.open(false);
+    evacuate(&tier, 1, Direction::Auto);
+    wait_until("it is gone", || tier.lower.at(1).is_none());
+    let (memory, setup) = &fixture.devices[1];
+    fixture.shelf.0.lock().push(("there".to_owned(), Arc::clone(memory), setup.clone()));
+    let successor = fixture.standby(true);
+    assert!(successor.lower.at(1).is_none());
+    let request = crate::admin::Request::Add { image: "there".into() };
+    tier.administration().unwrap().handle(&request, &mut |_| true).unwrap();
+    let key = |slot: u64| slot * 8 + 2;
+    for slot in 0..1000 {
+        tier.write(slot, &page_of(key(slot))).unwrap();
+    }
+    wait_until("pages on it", || (0..1000).any(|slot| tier_of(&tier, slot) == 2));
+    drop(tier);
+    successor.activate().unwrap();
+    for slot in 0..1000 {
+        check(&successor, slot, Some(key(slot)), "the successor");
+    }
+    // And its pages move as those of any other.
+    evacuate(&successor, 0, Direction::Down);
+    wait_until("it is gone", || successor.lower.at(0).is_none());
+    assert!((0..1000).any(|slot| tier_of(&successor, slot) == 2));
+}
