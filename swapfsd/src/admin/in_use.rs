@@ -1,14 +1,44 @@
 //! Is a volume used as swap?
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
-/// The swap area of the kernel's that lies on `swapfile`: a loop device, or the file itself.
-pub(super) fn swap_on(swapfile: &Path) -> Option<String> {
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    swap_among(&swaps, swapfile, |device| {
-        fs::read_to_string(format!("/sys/block/{device}/loop/backing_file")).ok()
-    })
+/// The swap area of the kernel's that lies on `swapfile`: a loop device, or the file itself; or what
+/// else may have one.
+///
+/// # Errors
+/// If it can't be found out.
+pub(super) fn swap_on(swapfile: &Path) -> io::Result<Option<String>> {
+    let swaps = fs::read_to_string("/proc/swaps")?;
+    let mut backing = Vec::new();
+    for device in fs::read_dir("/sys/block")? {
+        let device = device?;
+        let name = device.file_name().to_string_lossy().into_owned();
+        if !name.starts_with("loop") {
+            continue;
+        }
+        match fs::read_to_string(device.path().join("loop/backing_file")) {
+            Ok(file) => {
+                // What lies over the loop device may be swap by a name of its own.
+                let has_holders = fs::read_dir(device.path().join("holders"))?.next().is_some();
+                if has_holders && is_file(&file, swapfile) {
+                    return Ok(Some(format!("/dev/{name}, or what is on it,")));
+                }
+                backing.push((name, file));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(swap_among(&swaps, swapfile, |device| {
+        backing.iter().find(|(name, _)| name == device).map(|(_, file)| file.clone())
+    }))
+}
+
+/// Should the mount have been moved out of sight, the kernel says so behind the path.
+fn is_file(backing_file: &str, swapfile: &Path) -> bool {
+    Path::new(backing_file.trim_end().trim_end_matches(" (deleted)")) == swapfile
 }
 
 /// As [`swap_on`]: `swaps` is the text of /proc/swaps, and `backing_file` answers what a loop
@@ -25,10 +55,7 @@ fn swap_among(
         };
         // Of a partition, such as loop0p1, the whole device.
         let number: String = device.chars().take_while(char::is_ascii_digit).collect();
-        // Should the mount have been moved out of sight, the kernel says so behind the path.
-        backing_file(&format!("loop{number}")).is_some_and(|file| {
-            Path::new(file.trim_end().trim_end_matches(" (deleted)")) == swapfile
-        })
+        backing_file(&format!("loop{number}")).is_some_and(|file| is_file(&file, swapfile))
     };
     areas.find(lies_on_it).map(str::to_owned)
 }

@@ -194,15 +194,15 @@ impl Desk {
     fn forget_all(&self) -> Result<Reply, String> {
         let mut area = None;
         let dropped = self.volume.forget_all(|| {
-            area = in_use::swap_on(&self.swapfile);
+            area = in_use::swap_on(&self.swapfile)
+                .unwrap_or_else(|error| Some(format!("something, maybe ({error}),")));
             area.is_none()
         });
         match (dropped, area) {
             (None, area) => {
                 let area = area.unwrap_or_default();
                 Err(format!(
-                    "drop: {area} is swap on this volume, and pages would be lost: swapoff {area} \
-                     first"
+                    "drop: {area} is swap on this volume, and pages would be lost: swapoff first"
                 ))
             }
             (Some(Err(error)), _) => Err(format!("drop: {error}: unmount the volume instead")),

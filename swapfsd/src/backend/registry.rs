@@ -158,7 +158,10 @@ pub fn build(
                 devices_of(superblock, &members.files, held.is_adopted()).map_err(fail)?;
             let mut devices = opened.into_iter();
             let file = image.file().try_clone();
-            let images = file.and_then(|file| VolumeImages::new(superblock.uuid, file));
+            let missing = |(place, _): &(usize, _)| members.files[*place].is_none();
+            let absent = superblock.members.iter().enumerate().filter(missing);
+            let absent = absent.map(|(_, member)| member.uuid).collect();
+            let images = file.and_then(|file| VolumeImages::new(superblock.uuid, file, absent));
             let images = images.map_err(|error| BuildError::System(what, error))?;
             let setup = Setup {
                 slot_count: superblock.slot_count,

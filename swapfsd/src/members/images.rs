@@ -23,17 +23,19 @@ pub struct VolumeImages {
     volume: Uuid,
     /// The volume's own image.
     image: File,
+    /// Members that its table has and that were missing when it was mounted: they stay in it.
+    absent: Vec<Uuid>,
     /// A page for direct I/O; and one change at a time.
     page: Mutex<Mapping>,
 }
 
 impl VolumeImages {
-    /// Of the volume `volume`, whose own image is `image`.
+    /// Of the volume `volume`, whose own image is `image`, mounted without the members `absent`.
     ///
     /// # Errors
     /// No memory.
-    pub fn new(volume: Uuid, image: File) -> io::Result<VolumeImages> {
-        Ok(VolumeImages { volume, image, page: Mutex::new(Mapping::new(PAGE_LEN, true)?) })
+    pub fn new(volume: Uuid, image: File, absent: Vec<Uuid>) -> io::Result<VolumeImages> {
+        Ok(VolumeImages { volume, image, absent, page: Mutex::new(Mapping::new(PAGE_LEN, true)?) })
     }
 
     /// The device of a member whose image is open.
@@ -126,6 +128,11 @@ impl Images for VolumeImages {
                 },
             })
             .collect();
+        let is_absent = |member: &&Member| {
+            self.absent.contains(&member.uuid) && members.iter().all(|m| m.order != member.order)
+        };
+        let absent: Vec<Member> = superblock.members.iter().filter(is_absent).cloned().collect();
+        members.extend(absent);
         members.sort_by_key(|member| member.order);
         superblock.members = members;
         superblock.generation += 1;
@@ -186,8 +193,21 @@ pub(crate) fn devices_of(
         };
         let path = path_of(file);
         let file = file.try_clone().map_err(|error| error.to_string())?;
-        let image = Image::from_open(&path, file).map_err(|error| error.to_string())?;
-        devices.push(Some(VolumeImages::device_of(&image)?));
+        let image = Image::from_open(&path, file).map_err(|error| error.to_string());
+        let opened = image.and_then(|image| Ok((VolumeImages::device_of(&image)?, image)));
+        let image = match opened {
+            Ok((device, image)) => {
+                devices.push(Some(device));
+                image
+            }
+            // The others go on without it, and it is looked for.
+            Err(why) if adopted => {
+                log::error!("a member can't be used: {why}");
+                devices.push(None);
+                continue;
+            }
+            Err(why) => return Err(why),
+        };
         if adopted {
             continue;
         }

@@ -125,6 +125,19 @@ pub fn set_background() -> io::Result<()> {
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) }).map(drop)
 }
 
+/// Does `work` as a real-time task where this process has them, on a thread that [stays
+/// ordinary](stay_ordinary): for writes that others wait for, which may use a part of the kernel's
+/// reserve that ordinary tasks may not.
+pub fn as_realtime<T>(work: impl FnOnce() -> T) -> T {
+    if !plans_realtime() {
+        return work();
+    }
+    drop(set_realtime());
+    let outcome = work();
+    drop(set_ordinary());
+    outcome
+}
+
 /// While it lives, the calling thread, a real-time task, is an ordinary one.
 #[derive(Debug)]
 pub struct Ordinary(());

@@ -7,7 +7,7 @@
 
 use super::member::{Member, State};
 use super::record::Order;
-use super::{MemberSetup, Tier, install, place_of, record, report};
+use super::{Tier, member_of, place_of, record, report};
 use crate::admin::{Administration, Direction, Done, Progress, Reply, Request};
 use crate::crash::{self, Point};
 use std::path::Path;
@@ -30,24 +30,6 @@ impl Tier {
         self.lower.of_order(order).ok_or_else(|| {
             format!("tier {order}: there is none: 'swapfs tiers' shows those that there are")
         })
-    }
-
-    /// What the members are now, for the superblock.
-    fn setups(&self) -> Vec<MemberSetup> {
-        let of = |member: &Arc<Member>| {
-            let identity = &member.identity;
-            MemberSetup {
-                order: identity.order,
-                uuid: identity.uuid,
-                kind: identity.kind,
-                data_offset_bytes: identity.data_offset_bytes,
-                data_bytes: identity.segment_count * identity.segment_bytes,
-                segment_bytes: identity.segment_bytes,
-                path: identity.path.clone(),
-                options: self.lower.records.at(member.place).options(identity.kind),
-            }
-        };
-        self.lower.members().iter().map(of).collect()
     }
 
     fn add(&self, image: &Path) -> Result<Reply, String> {
@@ -74,24 +56,27 @@ impl Tier {
         let identity = place_of(lower, &opened.setup).map_err(|error| fail(&error))?;
         // All memory that it needs, before anybody knows of it.
         let device = Some(opened.device.clone());
-        self.keeper.hold(place, &opened.file).map_err(|error| {
-            fail(&format_args!("the supervisor does not take it: {error}: try again in a moment"))
-        })?;
-        crash::pass(Point::TierHeld);
-        // Until it is a member, it is held for nothing.
-        self.strays[place].store(true, Ordering::Release);
-        let member = install(lower, place, identity.clone(), device);
-        let member = member.map_err(|error| fail(&error))?;
-        if let Err(error) = self.look_after(Arc::clone(&member)) {
-            lower.uninstall(place);
-            return Err(fail(&error));
-        }
+        let member = Arc::new(member_of(place, identity.clone(), device).map_err(|e| fail(&e))?);
+        opened.device.device.lock().map_err(|error| fail(&error))?;
+        let start = self.prepare_upkeep(Arc::clone(&member)).map_err(|error| fail(&error))?;
+        // From here on a successor knows of it, and finds nothing on it.
         lower.records.at(place).publish(&identity, &opened.setup.options);
-        self.strays[place].store(false, Ordering::Release);
         crash::pass(Point::TierAdded);
+        if let Err(error) = self.keeper.hold(place, &opened.file) {
+            lower.records.at(place).withdraw();
+            // In case it came late.
+            self.strays[place].store(true, Ordering::Release);
+            return Err(fail(&format_args!(
+                "the supervisor does not take it: {error}: try again in a moment"
+            )));
+        }
+        crash::pass(Point::TierHeld);
+        // Now pages may come.
+        lower.install(Arc::clone(&member));
+        let _ = start.send(());
         log::info!("{} was added", member.name());
         lower.wake();
-        self.images.record(&self.setups())?;
+        self.images.record(&lower.setups())?;
         Ok(Reply::Done(Done { order: Some(order), ..Done::default() }))
     }
 
@@ -219,9 +204,6 @@ impl Tier {
         if is_there {
             return Err("it was called off: the tier takes pages again".to_owned());
         }
-        // Everybody who watches does so; it is the same each time.
-        let _alone = self.changing.lock();
-        self.images.record(&self.setups())?;
         Ok(done())
     }
 

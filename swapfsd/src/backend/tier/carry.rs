@@ -7,7 +7,7 @@
 use super::demote::keep_rate;
 use super::load::{Load, Moved, Source, Why};
 use super::lower::{Lower, is_below};
-use super::member::{Lies, Member, add};
+use super::member::{Lies, Member, State, add};
 use super::space::{MAX_EXTENT_BYTES, Stream};
 use crate::backend::objects::entry::Entry;
 use crate::backend::zmem::{OpenSegment, Purpose, Store};
@@ -185,6 +185,13 @@ impl Carrier {
             if run.len() > 1 {
                 // Some of it may be readable.
                 for single in run.chunks(1) {
+                    // Not of a device that has gone.
+                    if store.stop.load(Ordering::Relaxed)
+                        || matches!(from.state(), State::Failed | State::Missing)
+                    {
+                        carried.unreadable += 1;
+                        continue;
+                    }
                     carried.add(self.carry_run(store, lower, from, why, single, target));
                 }
             } else {
@@ -215,6 +222,7 @@ impl Carrier {
             };
             match target(moved.encoding) {
                 None => carried.no_room = true,
+                Some(Target::Top) if lower.is_top_full(store) => carried.no_room = true,
                 Some(Target::Top) => carried.add(self.lift(store, from, &moved)),
                 Some(Target::Member(to, stream)) => {
                     carried.add(self.put_on(store, lower, why, &to, stream, &moved));

@@ -13,6 +13,7 @@ use crate::backend::objects::entry::{Entry, Object};
 use crate::backend::zmem::Store;
 use crate::codec::{self, Encoding};
 use crate::crash::{self, Point};
+use crate::sys::process;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,6 +54,9 @@ impl Demoter {
 
     pub(super) fn run(mut self, store: &Store) {
         let Some(lower) = store.lower.clone() else { return };
+        // Looking through the table at a higher priority would keep the kernel's threads on the way
+        // of a read from the processors.
+        process::stay_ordinary();
         if !store.wait_until_active() {
             return;
         }
@@ -169,8 +173,12 @@ impl Demoter {
         // Nothing is written while a slot's lock is held.
         drop(shared);
         sent += send(store, lower, load).pages;
-        let to = lower.destination_below(0, object.encoding).ok_or(Refused::NoRoom)?;
-        if !load.begin(&to, Stream::Fresh) {
+        // Its room may be gone by the time that it is asked for.
+        let begun = (0..2).any(|_| {
+            let to = lower.destination_below(0, object.encoding);
+            to.is_some_and(|to| load.begin(&to, Stream::Fresh))
+        });
+        if !begun {
             return Err(Refused::NoRoom);
         }
         let _shared = store.slots.of(slot).read();
@@ -221,10 +229,10 @@ fn send(store: &Store, lower: &Lower, load: &mut Load) -> Outcome {
     outcome
 }
 
-/// Waits as the member's rate asks.
+/// Waits as the member's rate asks; not while a swap-out waits for room.
 pub(super) fn keep_rate(store: &Store, lower: &Lower, member: &Member, bytes: u64) {
     let mut wait = member.pace(bytes, lower.records.at(member.place).rate_bytes());
-    while !wait.is_zero() && !store.stop.load(Ordering::Relaxed) {
+    while !wait.is_zero() && !store.stop.load(Ordering::Relaxed) && !lower.is_urgent() {
         let step = wait.min(LOOK);
         std::thread::sleep(step);
         wait -= step;
@@ -280,6 +288,7 @@ fn to_copy(store: &Store, lower: &Lower, slot: u64, cell: &AtomicU64) -> bool {
     drop(alone);
     crash::pass(Point::TierPublished);
     store.release(entry);
+    lower.count_copy(false);
     add(&member.counters.demoted_in_pages, 1);
     lower.counters.demoted_to_copies.fetch_add(1, Ordering::Relaxed);
     true

@@ -5,6 +5,7 @@
 //! way there arrives, and is found by the next round. Nothing has to be remembered but how fast and
 //! which way: what is left is what the slot table says.
 
+use super::Images;
 use super::carry::{Carried, Carrier, Target, for_each_on};
 use super::load::Why;
 use super::lower::Lower;
@@ -15,6 +16,7 @@ use crate::backend::zmem::Store;
 use crate::codec::Encoding;
 use crate::crash::{self, Point};
 use crate::members::Keeper;
+use crate::sys::process;
 use log::{info, warn};
 use std::io;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ const COMPLAINT: Duration = Duration::from_secs(30);
 pub(super) struct Evacuator {
     carrier: Carrier,
     keeper: Arc<dyn Keeper>,
+    images: Arc<dyn Images>,
     speed: Speed,
 }
 
@@ -63,16 +66,18 @@ impl Speed {
 }
 
 impl Evacuator {
-    /// With all memory that it will use. `keeper` is told of members that are let go.
+    /// With all memory that it will use. `keeper` is told of members that are let go, and the
+    /// volume's superblock by `images`.
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new(keeper: Arc<dyn Keeper>) -> io::Result<Evacuator> {
-        Ok(Evacuator { carrier: Carrier::new()?, keeper, speed: Speed::new() })
+    pub(super) fn new(keeper: Arc<dyn Keeper>, images: Arc<dyn Images>) -> io::Result<Evacuator> {
+        Ok(Evacuator { carrier: Carrier::new()?, keeper, images, speed: Speed::new() })
     }
 
     pub(super) fn run(mut self, store: &Store) {
         let Some(lower) = store.lower.clone() else { return };
+        process::stay_ordinary();
         if !store.wait_until_active() {
             return;
         }
@@ -82,7 +87,7 @@ impl Evacuator {
                 complained = None;
                 self.speed = Speed::new();
                 lower.evacuated_bytes_per_s.store(0, Ordering::Relaxed);
-                end_called_off(&lower);
+                end_called_off(&lower, None);
                 lower.wait(LOOK);
                 continue;
             };
@@ -91,10 +96,11 @@ impl Evacuator {
                 self.forget(&lower, order.place);
                 continue;
             };
+            end_called_off(&lower, Some(order.place));
             // One that has failed may be emptied too, as far as it can be read.
             member.change_state(State::Ok, State::Evacuating);
             let carried = self.round(store, &lower, &member, &order);
-            if self.let_go(&lower, &member) {
+            if self.let_go(&lower, &member, &order) {
                 continue;
             }
             if carried.pages == 0 {
@@ -154,21 +160,22 @@ impl Evacuator {
     }
 
     /// Lets go of a member on which nothing is left.
-    fn let_go(&self, lower: &Lower, member: &Arc<Member>) -> bool {
+    fn let_go(&self, lower: &Lower, member: &Arc<Member>, order: &Order) -> bool {
         if member.space.live_bytes() > 0 {
             return false;
         }
-        // Nobody is about to put something there who has chosen it before.
-        let alone = lower.moving.write();
-        if member.space.live_bytes() > 0 || lower.records.evacuation().is_none() {
+        // Nobody is about to put something there who has chosen it before. Not waited for: those who
+        // come after one who waits would wait too, and swap-outs for them.
+        let Some(alone) = lower.moving.try_write() else { return false };
+        if member.space.live_bytes() > 0 || lower.records.evacuation().as_ref() != Some(order) {
             return false;
         }
         lower.records.at(member.place).withdraw();
         drop(alone);
         crash::pass(Point::TierWithdrawn);
+        info!("{} is empty, and no part of the volume any more", member.name());
         self.forget(lower, member.place);
         lower.wake();
-        info!("{} is empty, and no part of the volume any more", member.name());
         true
     }
 
@@ -179,14 +186,18 @@ impl Evacuator {
             warn!("the descriptor of a member that was let go: {error}");
         }
         lower.uninstall(place);
+        // Before those who watch hear that it is done.
+        if let Err(why) = self.images.record(&lower.setups()) {
+            warn!("{why}");
+        }
         lower.records.set_evacuation(None);
     }
 }
 
 /// A member that is not to be emptied any more takes pages again.
-fn end_called_off(lower: &Lower) {
+fn end_called_off(lower: &Lower, but: Option<usize>) {
     for member in lower.members().iter() {
-        if member.change_state(State::Evacuating, State::Ok) {
+        if Some(member.place) != but && member.change_state(State::Evacuating, State::Ok) {
             info!("{} is not emptied any more, and takes pages again", member.name());
         }
     }

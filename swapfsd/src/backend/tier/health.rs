@@ -6,6 +6,7 @@ use super::lower::{Lower, is_below};
 use super::member::State;
 use crate::backend::objects::entry::Entry;
 use crate::backend::zmem::Store;
+use crate::members::Keeper;
 use crate::sys::process;
 use log::warn;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ const SURVEY: Duration = Duration::from_secs(5);
 /// A survey takes this part of the time at most.
 const SURVEY_PART: u32 = 100;
 
-pub(super) fn run(store: &Store, images: &dyn Images) {
+pub(super) fn run(store: &Store, images: &dyn Images, keeper: &dyn Keeper) {
     let Some(lower) = store.lower.clone() else { return };
     process::stay_ordinary();
     if !store.wait_until_active() {
@@ -30,7 +31,7 @@ pub(super) fn run(store: &Store, images: &dyn Images) {
         std::thread::sleep(LOOK);
         if looked.elapsed() >= lower.probe {
             looked = Instant::now();
-            probe(&lower, images);
+            probe(&lower, images, keeper);
         }
         if Instant::now() >= next_survey {
             let begun = Instant::now();
@@ -41,7 +42,7 @@ pub(super) fn run(store: &Store, images: &dyn Images) {
 }
 
 /// Looks after every member that has failed.
-pub(super) fn probe(lower: &Lower, images: &dyn Images) {
+pub(super) fn probe(lower: &Lower, images: &dyn Images, keeper: &dyn Keeper) {
     for member in lower.members().iter() {
         if !matches!(member.state(), State::Failed | State::Missing) {
             continue;
@@ -59,6 +60,12 @@ pub(super) fn probe(lower: &Lower, images: &dyn Images) {
         let same = opened.setup.uuid == identity.uuid
             && opened.setup.data_offset_bytes == identity.data_offset_bytes;
         if same && images.check(&*opened.device.device, identity.uuid).is_ok() {
+            // A successor is to have this one, and no other program.
+            let held = keeper.hold(member.place, &opened.file);
+            if let Err(error) = held.and_then(|()| opened.device.device.lock()) {
+                warn!("{} is there again, and can't be held: {error}", member.name());
+                continue;
+            }
             warn!("{} is there again", member.name());
             member.set_device(Some(opened.device.device));
             member.recover();

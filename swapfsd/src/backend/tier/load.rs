@@ -20,6 +20,7 @@ use crate::backend::zmem::Store;
 use crate::codec::Encoding;
 use crate::crash::{self, Point};
 use crate::sys::memory::Mapping;
+use crate::sys::process;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -190,18 +191,20 @@ impl Load {
         let (fill, end) = (self.fill, self.fill.next_multiple_of(PAGE_LEN));
         self.bytes()[fill..end].fill(0);
         crash::pass(Point::TierLoaded);
-        let written = member.write(&self.bytes()[..end], extent.offset);
+        let written = process::as_realtime(|| member.write(&self.bytes()[..end], extent.offset));
         crash::pass(Point::TierWritten);
         outcome.failed = written.is_err();
         outcome.written_bytes = if outcome.failed { 0 } else { end as u64 };
         for item in &self.items {
-            member.space.placed(item.offset, item.size);
-            let published = !outcome.failed && publish(store, &member, item, why);
-            if published {
-                outcome.pages += 1;
-                outcome.bytes += item.len;
-            } else {
-                member.space.free(item.offset, item.size);
+            // What could not be written is given back as a whole, below.
+            if !outcome.failed {
+                member.space.placed(item.offset, item.size);
+                if publish(store, &member, item, why) {
+                    outcome.pages += 1;
+                    outcome.bytes += item.len;
+                } else {
+                    member.space.free(item.offset, item.size);
+                }
             }
             if let Source::Arena(object) = item.source {
                 store.pool.free(&object);
@@ -235,10 +238,11 @@ fn publish(store: &Store, member: &Member, item: &Item, why: Why) -> bool {
         if !current.is_same_as(item.expected) {
             return false;
         }
-        let new = Entry::object(item.new).with_age(match why {
-            Why::Demotion => policy::AGE_OF_NEW,
-            Why::Collection | Why::Evacuation => current.age(),
-        });
+        let new = match why {
+            Why::Demotion => Entry::object(item.new).with_age(policy::AGE_OF_NEW),
+            // It is where it was, as far as anybody can tell.
+            Why::Collection | Why::Evacuation => Entry::object(item.new).with_history_of(current),
+        };
         // Its age may change without the lock.
         let exchange = cell.compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Acquire);
         if exchange.is_ok() {

@@ -5,6 +5,7 @@
 //! has a range of it from the moment it is added. So one entry says everything about a page, and
 //! moving it is one store.
 
+use super::MemberSetup;
 use super::member::{Latencies, Member};
 use super::policy::Judge;
 use super::record::Records;
@@ -13,7 +14,7 @@ use crate::backend::zmem::Store;
 use crate::codec::Encoding;
 use crate::sync::{Condvar, Mutex, RwLock};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use swapfs_format::member::MAX_DEVICE_MEMBERS;
 use swapfs_format::types::TierOptions;
@@ -25,6 +26,8 @@ pub(super) struct Counters {
     pub(super) decompressions: AtomicU64,
     /// Pages whose copy below was still there when they were demoted: nothing was written.
     pub(super) demoted_to_copies: AtomicU64,
+    /// Pages of the top that have a copy below.
+    pub(super) copies: AtomicU64,
     /// Pages that went down from the top.
     pub(super) demoted_from_top: AtomicU64,
     /// Pages that changed while they were being moved.
@@ -61,6 +64,7 @@ pub(in crate::backend) struct Lower {
     pub(super) over: AtomicBool,
     /// A swap-out waits for room.
     urgent: AtomicBool,
+    waiting_writes: AtomicUsize,
     wanted: Mutex<u64>,
     wake: Condvar,
     /// While pages are being moved, what is changed about members waits.
@@ -87,6 +91,7 @@ impl Lower {
             hand: AtomicU64::new(0),
             over: AtomicBool::new(false),
             urgent: AtomicBool::new(false),
+            waiting_writes: AtomicUsize::new(0),
             wanted: Mutex::new(0),
             wake: Condvar::new(),
             moving: RwLock::new(()),
@@ -151,6 +156,13 @@ impl Lower {
         (base + bytes <= MAX_DEVICE_BYTES).then_some(base)
     }
 
+    /// The top is above its high watermark.
+    pub(super) fn is_top_full(&self, store: &Store) -> bool {
+        let arena = &store.pool.arena;
+        let high = self.top.high_percent.load(Ordering::Relaxed);
+        arena.live_bytes() > arena.limit_bytes() / 100 * high
+    }
+
     /// Nothing has to go from the top for a page that comes there.
     pub(super) fn has_room_above(&self, store: &Store) -> bool {
         let arena = &store.pool.arena;
@@ -165,12 +177,21 @@ impl Lower {
         }
     }
 
+    /// A page of the top has a copy below from now on, or none any more.
+    pub(in crate::backend) fn count_copy(&self, more: bool) {
+        match more {
+            true => self.counters.copies.fetch_add(1, Ordering::Relaxed),
+            false => self.counters.copies.fetch_sub(1, Ordering::Relaxed),
+        };
+    }
+
     /// Everything is about to be counted again. Nobody else is here.
     pub(in crate::backend) fn begin_count(&self) {
         for member in self.members().iter() {
             member.space.begin_count();
             member.counters.pages.store(0, Ordering::Relaxed);
         }
+        self.counters.copies.store(0, Ordering::Relaxed);
     }
 
     /// An entry names that object, or a page's copy.
@@ -187,12 +208,13 @@ impl Lower {
     }
 
     /// The member that takes a page which comes from the tier `order`: the first one below it that
-    /// has room.
+    /// has room. A `log` member that is about to make room is waited for, unless it is urgent.
     pub(super) fn destination_below(&self, order: u32, encoding: Encoding) -> Option<Arc<Member>> {
         let members = self.members();
         let mut skipped = None;
+        let urgent = self.is_urgent();
         for member in members.iter().filter(|member| member.order() > order) {
-            if !member.takes_pages() {
+            if !member.takes_pages() || urgent && !member.space.has_room() {
                 continue;
             }
             let skips =
@@ -215,7 +237,6 @@ impl Lower {
 
     /// A swap-out finds no room: pages are to be moved down at once. False: nobody takes them.
     pub(in crate::backend) fn urge(&self) -> bool {
-        self.counters.urged.fetch_add(1, Ordering::Relaxed);
         self.urgent.store(true, Ordering::Release);
         self.wake();
         self.members().iter().any(|member| member.takes_pages())
@@ -224,6 +245,27 @@ impl Lower {
     /// Was anybody waiting since this was last asked?
     pub(super) fn take_urgent(&self) -> bool {
         self.urgent.swap(false, Ordering::AcqRel)
+    }
+
+    /// Somebody waits for room now.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.waiting_writes.load(Ordering::Relaxed) > 0
+    }
+
+    /// Is one more swap-out to wait for room? The other threads are for swap-ins. Each that is let in
+    /// is to leave again.
+    pub(in crate::backend) fn enter_wait(&self, most: usize) -> bool {
+        let before = self.waiting_writes.fetch_add(1, Ordering::Relaxed);
+        if before >= most {
+            self.leave_wait();
+            return false;
+        }
+        self.counters.urged.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    pub(in crate::backend) fn leave_wait(&self) {
+        self.waiting_writes.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Tells the threads that move pages that there may be something to do.
@@ -246,6 +288,24 @@ impl Lower {
                 member.fail("waiting for a predecessor's writes", errno);
             }
         }
+    }
+
+    /// What the members are now, for the superblock.
+    pub(super) fn setups(&self) -> Vec<MemberSetup> {
+        let of = |member: &Arc<Member>| {
+            let identity = &member.identity;
+            MemberSetup {
+                order: identity.order,
+                uuid: identity.uuid,
+                kind: identity.kind,
+                data_offset_bytes: identity.data_offset_bytes,
+                data_bytes: identity.segment_count * identity.segment_bytes,
+                segment_bytes: identity.segment_bytes,
+                path: identity.path.clone(),
+                options: self.records.at(member.place).options(identity.kind),
+            }
+        };
+        self.members().iter().map(of).collect()
     }
 
     /// The member of that order.

@@ -173,6 +173,8 @@ pub(super) struct Member {
     pub(super) hand: AtomicU64,
     /// It has passed its high watermark, and not reached the low one.
     pub(super) over: AtomicBool,
+    /// Its collector gains nothing.
+    pub(super) stuck: AtomicBool,
     device: RwLock<Option<Arc<dyn BlockDevice>>>,
     state: AtomicU32,
     pace: Mutex<Pace>,
@@ -202,6 +204,7 @@ impl Member {
             on_block_device,
             hand: AtomicU64::new(0),
             over: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
             device: RwLock::new(device),
             state: AtomicU32::new(state as u32),
             pace: Mutex::new(Pace { until: Instant::now() }),
@@ -222,9 +225,11 @@ impl Member {
         self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Pages can be put here.
+    /// Pages can be put here: there is room, or it is about to be made.
     pub(super) fn takes_pages(&self) -> bool {
-        self.state() == State::Ok && self.space.live_bytes() < self.space.usable_bytes()
+        self.state() == State::Ok
+            && self.space.live_bytes() < self.space.usable_bytes()
+            && (self.space.has_room() || !self.stuck.load(Ordering::Relaxed))
     }
 
     /// For messages.
@@ -253,8 +258,9 @@ impl Member {
     pub(super) fn fail(&self, what: &str, errno: i32) {
         let failed = self.change_state(State::Ok, State::Failed);
         if failed {
-            let why = io::Error::from_raw_os_error(errno);
-            error!("{}: {what}: {why}: it takes no pages until it works again", self.name());
+            // The system's words for it would take memory.
+            let name = self.name();
+            error!("{name}: {what} (errno {errno}): it takes no pages until it works again");
         }
     }
 

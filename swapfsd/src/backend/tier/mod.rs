@@ -65,6 +65,7 @@ use record::{Identity, Records};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use swapfs_format::member::{MAX_DEVICE_MEMBERS, MemberKind, MemberOptions};
 use swapfs_format::types::TierOptions;
@@ -222,10 +223,10 @@ impl Tier {
             let demoter = Demoter::new()?;
             top.spawn("tier-demote", move |store| demoter.run(store))?;
         }
-        let evacuator = Evacuator::new(Arc::clone(&keeper))?;
+        let evacuator = Evacuator::new(Arc::clone(&keeper), Arc::clone(&images))?;
         top.spawn("tier-evacuate", move |store| evacuator.run(store))?;
-        let looked_after_by = Arc::clone(&images);
-        top.spawn("tier-health", move |store| health::run(store, &*looked_after_by))?;
+        let (found_by, held_by) = (Arc::clone(&images), Arc::clone(&keeper));
+        top.spawn("tier-health", move |store| health::run(store, &*found_by, &*held_by))?;
         let tier = Tier {
             top,
             lower,
@@ -268,12 +269,26 @@ impl Tier {
 
     /// Starts the thread that does what a member needs.
     fn look_after(&self, member: Arc<Member>) -> io::Result<()> {
+        let _ = self.prepare_upkeep(member)?.send(());
+        Ok(())
+    }
+
+    /// As [`Tier::look_after`]; the thread begins when it is told to. It ends if it never is.
+    fn prepare_upkeep(&self, member: Arc<Member>) -> io::Result<Sender<()>> {
         let name = format!("tier-upkeep-{}", member.order());
         let upkeep = Upkeep::new(member)?;
         let store = Arc::clone(self.store());
-        let thread = std::thread::Builder::new().name(name);
-        self.threads.lock().push(thread.spawn(move || upkeep.run(&store))?);
-        Ok(())
+        let (start, told) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if told.recv().is_ok() {
+                upkeep.run(&store);
+            }
+        })?;
+        let mut threads = self.threads.lock();
+        // Those of members that have gone.
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
+        Ok(start)
     }
 }
 
@@ -308,11 +323,14 @@ fn install(
     identity: Identity,
     device: Option<MemberDevice>,
 ) -> io::Result<Arc<Member>> {
-    let on_block_device = device.as_ref().is_some_and(|device| device.on_block_device);
-    let device = device.map(|device| device.device);
-    let member = Arc::new(Member::new(place, identity, device, on_block_device)?);
+    let member = Arc::new(member_of(place, identity, device)?);
     lower.install(Arc::clone(&member));
     Ok(member)
+}
+
+fn member_of(place: usize, identity: Identity, device: Option<MemberDevice>) -> io::Result<Member> {
+    let on_block_device = device.as_ref().is_some_and(|device| device.on_block_device);
+    Member::new(place, identity, device.map(|device| device.device), on_block_device)
 }
 
 impl Drop for Tier {

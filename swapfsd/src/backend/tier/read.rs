@@ -146,10 +146,12 @@ impl Reader<'_> {
                 let stored = stored_in(&buffer, from, &wanted.lies);
                 let slot = first + wanted.index as u64;
                 // The right bytes may be another slot's, if this one's were moved and the room was
-                // used again meanwhile. As long as the entry is the same, they were not.
+                // used again meanwhile. As long as the entry is the same, and no room was taken anew
+                // where it says, they were not.
                 if outcome.is_ok()
                     && self.decode(&wanted.lies, stored, page)
                     && self.is_still(slot, wanted.entry)
+                    && generation_of(&member, &wanted.lies) == wanted.generation
                 {
                     add(&member.counters.read_pages, 1);
                     self.was_read(slot, wanted, &member, stored);
@@ -195,8 +197,9 @@ impl Reader<'_> {
             let outcome = member.read(&mut buffer, from);
             let stored = stored_in(&buffer, from, &lies);
             let right = outcome.is_ok() && self.decode(&lies, stored, page);
-            // Moved while it was read: then it is elsewhere now, and what was read means nothing.
-            if !self.is_still(slot, entry) {
+            // Moved while it was read: then it is elsewhere now, or there again, and what was read
+            // means nothing.
+            if !self.is_still(slot, entry) || generation_of(&member, &lies) != generation {
                 continue;
             }
             if right {
@@ -293,7 +296,7 @@ impl Reader<'_> {
             let new = match beside {
                 Some(word) => {
                     // No entry needs what was there: this one names a page below.
-                    word.store(current.0, Ordering::Release);
+                    word.store(current.not_tried().0, Ordering::Release);
                     Entry::shared_object(object)
                 }
                 None => Entry::object(object),
@@ -312,8 +315,9 @@ impl Reader<'_> {
             None => store.pool.free(&object),
             Some(old) => {
                 add(&member.counters.promoted_out_pages, 1);
-                if beside.is_none() {
-                    store.release(old);
+                match beside {
+                    Some(_) => self.lower.count_copy(true),
+                    None => store.release(old),
                 }
             }
         }

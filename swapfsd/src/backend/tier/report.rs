@@ -65,7 +65,8 @@ pub(super) fn tiers(store: &Store, lower: &Lower, report: &mut dyn FnMut(&TierRe
     let sum = |pick: fn(&Member) -> &AtomicU64| -> u64 {
         members.iter().map(|member| get(pick(member))).sum()
     };
-    let below = sum(|member| &member.counters.pages);
+    let copies = get(&lower.counters.copies);
+    let below = sum(|member| &member.counters.pages).saturating_sub(copies);
     let arena = &store.pool.arena;
     let options = Text::<64>::new(format_args!("high={high},low={low}"));
     report(&TierReport {

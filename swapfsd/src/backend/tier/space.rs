@@ -164,6 +164,19 @@ impl Space {
         }
     }
 
+    /// Can an extent be taken now, by others than the collector?
+    pub(super) fn has_room(&self) -> bool {
+        match self.kind {
+            MemberKind::Linear => self.live_bytes() < self.capacity_bytes(),
+            MemberKind::Log => {
+                let lists = self.lists.lock();
+                let open = lists.open[Stream::Fresh as usize];
+                let room = |fill| self.segment_bytes - fill >= LEAST_EXTENT_BYTES;
+                open.is_some_and(|(_, fill)| room(fill)) || lists.free.len() > self.keep_segments()
+            }
+        }
+    }
+
     /// Free segments that only the collector takes.
     pub(super) fn keep_segments(&self) -> usize {
         if self.segment_count < FEW_SEGMENTS as u64 { 1 } else { KEEP_SEGMENTS }

@@ -3,6 +3,7 @@
 mod evacuation;
 mod failing;
 mod moving;
+mod review;
 
 use super::*;
 use crate::backend::objects::fill;

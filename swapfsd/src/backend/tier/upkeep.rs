@@ -10,11 +10,12 @@ use super::policy::{self, SWEEP_ROUNDS, Visit};
 use super::space::Stream;
 use crate::backend::zmem::Store;
 use crate::codec;
+use crate::sys::process;
 use std::collections::BinaryHeap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use swapfs_format::member::MemberKind;
 use swapfs_format::types::SegmentDiscard;
 
@@ -24,6 +25,15 @@ const LOOK: Duration = Duration::from_millis(50);
 const MAX_VICTIMS: usize = 64;
 /// One of so many segments is to be free: collecting starts below that.
 const FREE_PART: u64 = 50;
+/// Where segments are nearly full of what lives, many must be emptied at once to gain one: so many
+/// have to be free then, as far as there are.
+const ROOM_TO_GAIN: u64 = 16;
+/// And so great a part of few ones.
+const ROOM_PART: u64 = 8;
+/// How long a member is left alone that is full, and has nothing below.
+const REST: Duration = Duration::from_secs(1);
+/// Segments' worth of pages that go down where nothing can be gained by collecting.
+const FORCED_SEGMENTS: u64 = 2;
 
 /// Who looks after a member.
 #[derive(Debug)]
@@ -35,6 +45,7 @@ pub(super) struct Upkeep {
     /// A bit for each segment: it is a victim.
     marked: Vec<u64>,
     cannot_discard: bool,
+    rests_until: Instant,
 }
 
 impl Upkeep {
@@ -50,11 +61,19 @@ impl Upkeep {
         let mut victims = BinaryHeap::with_capacity(MAX_VICTIMS + 1);
         victims.extend((0..=MAX_VICTIMS as u64).map(|number| (number, number)));
         victims.clear();
-        Ok(Upkeep { member, carrier: Carrier::new()?, victims, marked, cannot_discard: false })
+        Ok(Upkeep {
+            member,
+            carrier: Carrier::new()?,
+            victims,
+            marked,
+            cannot_discard: false,
+            rests_until: Instant::now(),
+        })
     }
 
     pub(super) fn run(mut self, store: &Store) {
         let Some(lower) = store.lower.clone() else { return };
+        process::stay_ordinary();
         if !store.wait_until_active() {
             return;
         }
@@ -65,15 +84,26 @@ impl Upkeep {
         while !store.stop.load(Ordering::Relaxed) && is_mine(&self.member) {
             let mut worked = false;
             if self.wants_collection() {
-                worked |= self.collect(store, &lower);
+                let gained = self.collect(store, &lower);
+                self.member.stuck.store(!gained, Ordering::Relaxed);
+                worked |= gained;
+            } else {
+                self.member.stuck.store(false, Ordering::Relaxed);
             }
-            if self.is_over(&lower) && self.member.state() == State::Ok {
-                worked |= self.demote(store, &lower);
+            if self.member.state() == State::Ok && Instant::now() >= self.rests_until {
+                // Where segments are all about as full, holes must be made in them first.
+                let forced = match self.member.stuck.load(Ordering::Relaxed) {
+                    true => FORCED_SEGMENTS * self.member.space.segment_bytes(),
+                    false => 0,
+                };
+                if forced > 0 || self.is_over(&lower) {
+                    worked |= self.demote(store, &lower, forced);
+                }
             }
             let decoded = codec::decodes_of_this_thread() - before;
             lower.counters.decompressions.fetch_max(decoded, Ordering::Relaxed);
             if !worked && self.wants_discards(&lower) {
-                worked = self.discard(store);
+                worked = self.discard(store, &lower);
             }
             if !worked {
                 lower.wait(LOOK);
@@ -93,17 +123,25 @@ impl Upkeep {
         over
     }
 
-    /// Moves cold pages down until the low watermark is reached; false: nothing was to be done.
-    fn demote(&mut self, store: &Store, lower: &Lower) -> bool {
+    /// Moves cold pages down until the low watermark is reached, and `least_bytes` at least; false:
+    /// nothing was to be done.
+    fn demote(&mut self, store: &Store, lower: &Lower, least_bytes: u64) -> bool {
         let _members_stay = lower.moving.read();
         let member = Arc::clone(&self.member);
         let slot_count = store.table.slot_count();
-        let most = SWEEP_ROUNDS * slot_count.div_ceil(slots_at_a_time()).max(1);
         let has_target = lower.destination_below(member.order(), codec::Encoding::Lz4).is_some();
+        // With nothing below there are only copies to be dropped.
+        let rounds = if has_target { SWEEP_ROUNDS } else { 1 };
+        let most = rounds * slot_count.div_ceil(slots_at_a_time()).max(1);
+        let live_before = member.space.live_bytes();
         let (mut gained, mut noted_bytes, mut full) = (0, 0, false);
         let is_enough = |noted: u64| {
             let low = lower.records.at(member.place).low_percent();
             let target = member.space.usable_bytes() / 100 * low;
+            let target = match least_bytes {
+                0 => target,
+                least => live_before.saturating_sub(least),
+            };
             member.space.live_bytes().saturating_sub(noted) <= target
         };
         for _ in 0..most {
@@ -121,19 +159,19 @@ impl Upkeep {
                         return true;
                     }
                     match policy::at_hand(entry.age()) {
+                        _ if !has_target => {}
                         Visit::Older => {
                             let older = entry.older().0;
                             let order = (Ordering::AcqRel, Ordering::Relaxed);
                             let _ = cell.compare_exchange(entry.0, older, order.0, order.1);
                         }
-                        Visit::Take if has_target => {
+                        Visit::Take => {
                             carrier.note(&member, slot, cell);
                             was_taken(cell, entry);
                             noted_bytes += entry.as_object().map_or(0, |object| {
                                 member.space.taken_by(u64::from(object.stored_bytes()))
                             });
                         }
-                        Visit::Take => {}
                     }
                     !carrier.is_full() && !is_enough(noted_bytes)
                 },
@@ -149,6 +187,9 @@ impl Upkeep {
             }
         }
         gained += self.carry_down(store, lower);
+        if gained == 0 {
+            self.rests_until = Instant::now() + REST;
+        }
         gained > 0
     }
 
@@ -174,13 +215,15 @@ impl Upkeep {
     }
 
     /// Tells the device of room that was freed; false: there is none, or it does not want to know.
-    fn discard(&mut self, store: &Store) -> bool {
+    fn discard(&mut self, store: &Store, lower: &Lower) -> bool {
         let (member, mut any) = (&self.member, false);
-        while !self.cannot_discard
-            && member.state() == State::Ok
-            && !store.stop.load(Ordering::Relaxed)
-            && let Some(extent) = member.space.begin_discard()
-        {
+        while !self.cannot_discard && !store.stop.load(Ordering::Relaxed) {
+            // While it is under way the member is not let go: somebody else's by then.
+            let _members_stay = lower.moving.read();
+            if member.state() != State::Ok {
+                break;
+            }
+            let Some(extent) = member.space.begin_discard() else { break };
             let outcome = member.discard(extent.offset, extent.capacity as u64);
             member.space.end_discard(extent);
             any = true;
@@ -197,10 +240,13 @@ impl Upkeep {
     /// There are few free segments.
     fn wants_collection(&self) -> bool {
         let space = &self.member.space;
-        if space.kind() != MemberKind::Log || self.member.state() == State::Missing {
+        if space.kind() != MemberKind::Log || self.member.state() != State::Ok {
             return false;
         }
-        let wanted = (space.segment_count() / FREE_PART).max(space.keep_segments() as u64 + 2);
+        let count = space.segment_count();
+        let wanted = (count / FREE_PART)
+            .max((count / ROOM_PART).min(ROOM_TO_GAIN))
+            .max(space.keep_segments() as u64 + 2);
         (space.free_segments() as u64) < wanted
     }
 
@@ -213,7 +259,7 @@ impl Upkeep {
         }
         let free_before = member.space.free_segments();
         let slot_count = store.table.slot_count();
-        let (mut first, mut carried_pages) = (0, 0);
+        let mut first = 0;
         while first < slot_count && !store.stop.load(Ordering::Relaxed) {
             let (carrier, marked) = (&mut self.carrier, &self.marked);
             first = for_each_on(store, &member, first, slot_count, |slot, cell, entry, copy| {
@@ -235,13 +281,12 @@ impl Upkeep {
             let carried = self.carrier.carry(store, lower, &member, Why::Collection, |_| {
                 Some(Target::Member(Arc::clone(&member), Stream::Collected))
             });
-            carried_pages += carried.pages;
             if carried.no_room {
                 break;
             }
         }
         self.marked.fill(0);
-        carried_pages > 0 || member.space.free_segments() > free_before
+        member.space.free_segments() > free_before
     }
 
     /// Marks the emptiest segments, as many as there is room to move what lives in them.

@@ -10,8 +10,9 @@ use super::{Store, Writer};
 use crate::backend::objects::entry::{Entry, Object};
 use crate::backend::objects::lock_any;
 use crate::backend::tier::policy;
+use crate::control::InDevice;
 use crate::crash::{self, Point};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Operation, Result};
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -83,7 +84,14 @@ impl Store {
     pub(in crate::backend) fn release_all(&self, old: Replaced) {
         self.release(old.entry);
         if let Some(copy) = old.copy {
-            self.release(copy);
+            self.release_copy(copy);
+        }
+    }
+
+    fn release_copy(&self, copy: Entry) {
+        self.release(copy);
+        if let Some(lower) = &self.lower {
+            lower.count_copy(false);
         }
     }
 
@@ -116,41 +124,58 @@ impl Store {
             if exchange.is_ok() {
                 drop(alone);
                 crash::pass(Point::TierCopyDropped);
-                self.release(copy);
+                self.release_copy(copy);
                 return true;
             }
         }
     }
 
     /// Writes a page for which there was no room, when pages were moved down. A swap-out waits
-    /// here, and only here, for those that move them.
+    /// here, and only here, for those that move them; until `deadline`, which is set if it is not.
     ///
     /// # Errors
-    /// `NoSpace`: nothing below takes pages, or not in time.
+    /// `NoSpace`: nothing below takes pages, or not in time, or too many wait already.
     pub(super) fn write_when_there_is_room<'a>(
         &'a self,
         mut writer: MutexGuard<'a, Writer>,
         slot: u64,
         page: &[u8],
+        deadline: &mut Option<Instant>,
     ) -> Result<MutexGuard<'a, Writer>> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let takes_pages = self.lower.as_ref().is_some_and(|lower| lower.urge());
+        let refused = Error::new(ErrorKind::NoSpace, Operation::Write, slot);
+        let Some(lower) = self.lower.as_ref() else { return Err(refused) };
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+        if !lower.enter_wait(self.threads_for_writes()) {
+            return Err(refused);
+        }
+        // A device is waited for, as far as the supervisor's watchdog is concerned.
+        let _in_device = InDevice::enter();
+        let outcome = loop {
+            let takes_pages = lower.urge();
             drop(writer);
             std::thread::sleep(STEP);
             self.pool.arena.forget_no_gain();
             writer = lock_any(&self.writers);
             match self.write_page(&mut writer, slot, page) {
-                Ok(()) => return Ok(writer),
+                Ok(()) => break Ok(writer),
                 Err(error)
                     if !takes_pages
                         || Instant::now() >= deadline
                         || self.stop.load(Ordering::Relaxed) =>
                 {
-                    return Err(error);
+                    break Err(error);
                 }
                 Err(_) => {}
             }
-        }
+        };
+        lower.leave_wait();
+        outcome
+    }
+
+    /// The other threads are for reads.
+    fn threads_for_writes(&self) -> usize {
+        // There is a writer for each thread that serves, and for each processor and one more.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        (self.writers.len() - processors - 1).max(6) - 2
     }
 }

@@ -48,6 +48,7 @@ pub(super) fn rebuild(store: &Store) -> io::Result<()> {
                     live.add(object.location, object.stored_bytes());
                     if let Some(copy) = store.copy_of(slot, entry).and_then(Entry::as_object) {
                         lower.count(&copy);
+                        lower.count_copy(true);
                     }
                 }
                 None => live.add(object.location, object.stored_bytes()),

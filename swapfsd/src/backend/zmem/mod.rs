@@ -482,10 +482,12 @@ impl Store {
 
 impl WritePages for Store {
     fn write_pages(&self, first: u64, pages: &[u8]) -> Result<()> {
-        let mut writer = lock_any(&self.writers);
+        let (mut writer, mut deadline) = (lock_any(&self.writers), None);
         for (slot, page) in (first..).zip(pages.chunks_exact(PAGE_LEN)) {
             let written = match self.write_page(&mut writer, slot, page) {
-                Err(_) if self.lower.is_some() => self.write_when_there_is_room(writer, slot, page),
+                Err(_) if self.lower.is_some() => {
+                    self.write_when_there_is_room(writer, slot, page, &mut deadline)
+                }
                 written => written.map(|()| writer),
             };
             writer = written.inspect_err(|_| self.counters.add(Field::Refused, 1))?;

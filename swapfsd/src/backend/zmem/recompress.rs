@@ -127,6 +127,7 @@ impl Worker<'_> {
 
     fn recompress(&mut self, slot: u64, cell: &AtomicU64, entry: Entry, object: &Object) {
         let store = self.store;
+        self.keep_rate();
         {
             let _raised = self.priority.raised();
             let _shared = store.slots.of(slot).read();
@@ -136,8 +137,17 @@ impl Worker<'_> {
                 // Touched meanwhile, or damaged: a read will say so.
                 return;
             }
+            // The same entry could name another object in the same place by the time that it is
+            // compared, if the place were used again.
+            store.pool.hold(object);
         }
-        self.keep_rate();
+        self.replace(slot, cell, entry, object);
+        store.pool.free(object);
+    }
+
+    /// Encodes the page that `object`, which is held, holds, and puts what comes of it in its place.
+    fn replace(&mut self, slot: u64, cell: &AtomicU64, entry: Entry, object: &Object) {
+        let store = self.store;
         let worth = object.len - object.len / WORTH_PART;
         let encoded = self.encoder.encode(&self.page[..]);
         let _raised = self.priority.raised();
