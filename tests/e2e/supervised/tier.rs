@@ -289,10 +289,10 @@ fn a_member_that_fails() {
     assert_ne!(tier["read_errors"], 0);
     // It comes back empty, and what was lost is written again.
     member.set_len(bytes).unwrap();
+    wait_until("it is used again", || filled.tier(2)["state"] == "ok");
     filled.write();
     filled.kill_worker();
     filled.check();
-    wait_until("it is used again", || filled.tier(2)["state"] == "ok");
     filled.remove(2, None).unwrap();
     filled.check();
     drop(filled.file);

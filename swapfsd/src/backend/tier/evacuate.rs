@@ -136,8 +136,9 @@ impl Evacuator {
             return false;
         }
         lower.records.at(member.place).withdraw();
-        drop(alone);
         crash::pass(Point::TierWithdrawn);
+        lower.uninstall(member.place);
+        drop(alone);
         self.forget(lower, member.place);
         lower.wake();
         info!("{} is empty, and no part of the volume any more", member.name());
@@ -150,7 +151,6 @@ impl Evacuator {
         if let Err(error) = self.keeper.forget(place) {
             warn!("the descriptor of a member that was let go: {error}");
         }
-        lower.uninstall(place);
         lower.records.set_evacuation(None);
     }
 }
