@@ -78,16 +78,16 @@ impl Tier {
             fail(&format_args!("the supervisor does not take it: {error}: try again in a moment"))
         })?;
         crash::pass(Point::TierHeld);
-        // Until it is a member, it is held for nothing.
-        self.strays[place].store(true, Ordering::Release);
-        let member = install(lower, place, identity.clone(), device);
-        let member = member.map_err(|error| fail(&error))?;
-        if let Err(error) = self.look_after(Arc::clone(&member)) {
-            lower.uninstall(place);
-            return Err(fail(&error));
-        }
+        // A successor is to know of it before the first page goes there.
         lower.records.at(place).publish(&identity, &opened.setup.options);
-        self.strays[place].store(false, Ordering::Release);
+        let member = install(lower, place, identity, device).map_err(|error| {
+            lower.records.at(place).withdraw();
+            self.strays[place].store(true, Ordering::Release);
+            fail(&error)
+        })?;
+        self.look_after(Arc::clone(&member)).map_err(|error| {
+            fail(&format_args!("it is a member, but nobody looks after it: {error}: remove it"))
+        })?;
         crash::pass(Point::TierAdded);
         log::info!("{} was added", member.name());
         lower.wake();
