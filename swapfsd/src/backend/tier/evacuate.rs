@@ -171,8 +171,9 @@ impl Evacuator {
             return false;
         }
         lower.records.at(member.place).withdraw();
-        drop(alone);
         crash::pass(Point::TierWithdrawn);
+        lower.uninstall(member.place);
+        drop(alone);
         info!("{} is empty, and no part of the volume any more", member.name());
         self.forget(lower, member.place);
         lower.wake();
@@ -185,7 +186,6 @@ impl Evacuator {
         if let Err(error) = self.keeper.forget(place) {
             warn!("the descriptor of a member that was let go: {error}");
         }
-        lower.uninstall(place);
         // Before those who watch hear that it is done.
         if let Err(why) = self.images.record(&lower.setups()) {
             warn!("{why}");
