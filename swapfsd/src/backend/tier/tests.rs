@@ -2,8 +2,8 @@
 
 mod evacuation;
 mod failing;
+mod interleavings;
 mod moving;
-mod review;
 
 use super::*;
 use crate::backend::objects::fill;

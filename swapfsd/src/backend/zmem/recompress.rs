@@ -197,3 +197,70 @@ impl Worker<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::objects::entry::AGE_MASK;
+    use crate::backend::zmem::Zmem;
+    use crate::held::Held;
+    use swapfs_format::types::ZmemOptions;
+
+    fn page(seed: u64) -> Vec<u8> {
+        let mut page = vec![0; PAGE_LEN];
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for word in page.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let value = state | 0x8080_8080_8080_8080;
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        page
+    }
+
+    /// The hand of a tier volume makes entries older too: `entry.0` may come again.
+    #[test]
+    fn a_page_that_was_overwritten_does_not_come_back() {
+        let options = ZmemOptions {
+            algorithm: Algorithm::Lz4,
+            limit_bytes: Some(64 << 20),
+            reserve_bytes: 2 << 20,
+            recompress: None,
+            dedup: false,
+        };
+        let zmem = Zmem::new(100, &options, 2, &Held::private()).unwrap();
+        zmem.activate().unwrap();
+        let store = &*zmem.store;
+        zmem.write(0, &page(1)).unwrap();
+        let cell = store.table.cell_of(0).unwrap();
+        cell.fetch_or(AGE_MASK, Ordering::Relaxed);
+        let entry = Entry(cell.load(Ordering::Relaxed));
+        let object = entry.as_object().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut worker = Worker {
+                    store,
+                    encoder: Encoder::new(Algorithm::Zstd { level: 3 }),
+                    open: OpenSegment::default(),
+                    page: Box::new([0; PAGE_LEN]),
+                    rate_bytes: 64 << 10,
+                    priority: Priority { realtime: false },
+                    pages: 15,
+                    started: Instant::now(),
+                };
+                worker.recompress(0, cell, entry, &object);
+            });
+            std::thread::sleep(Duration::from_millis(300));
+            zmem.discard(0, 1).unwrap();
+            store.close_other_writers();
+            zmem.write(0, &page(2)).unwrap();
+            // As two visits of the demoter's hand do.
+            cell.fetch_or(AGE_MASK, Ordering::Relaxed);
+        });
+        let mut read = vec![0; PAGE_LEN];
+        zmem.read(0, &mut read).unwrap();
+        assert!(read == page(2), "the page is the old one: {}", read == page(1));
+    }
+}

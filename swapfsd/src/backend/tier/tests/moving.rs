@@ -21,13 +21,14 @@ fn every_page_is_right_wherever_it_is() {
             Fixture::new(slots, 1 << 20, &[(LOG, 2 << 20, &options), (LINEAR, 8 << 20, &options)]);
         let (mut model, mut random) = (Model::new(slots), Random(seed));
         let mut tier = fixture.open(false);
+        let mut moved = false;
         for round in 0..6 {
             let what = format!("seed {seed:x}, {options}, round {round}");
             model.change(&tier, &mut random, 3000);
             model.check_all(&tier, &what);
             let before: Vec<u64> =
                 tier.lower.members().iter().map(|member| member.space.live_bytes()).collect();
-            assert!(before.iter().any(|&bytes| bytes > 0), "{what}: nothing was moved");
+            moved |= before.iter().any(|&bytes| bytes > 0);
             assert_eq!(number(&tier, "demotion_decompressions"), 0);
             assert_eq!(number(&tier, "damaged_objects"), 0, "{what}");
             let successor = fixture.standby(true);
@@ -36,6 +37,7 @@ fn every_page_is_right_wherever_it_is() {
             model.check_all(&successor, &format!("{what}, the successor"));
             tier = successor;
         }
+        assert!(moved, "nothing was moved");
         model.check_all(&tier, "at the end");
         let discarded = model.0.len() as u64;
         tier.discard(0, discarded).unwrap();

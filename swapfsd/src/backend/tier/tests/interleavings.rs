@@ -1,5 +1,7 @@
+//! Orders of events that a test has to bring about: found by a reviewer, each with what it did.
+
 use super::record::{Direction, Order};
-use super::space::{Space, Stream};
+use super::space::Stream;
 use super::*;
 use crate::admin::Request;
 use crate::backend::objects::entry::Entry;
@@ -12,7 +14,7 @@ fn key(slot: u64) -> u64 {
     slot * 8 + 2
 }
 
-fn stuck(log_bytes: u64, slots: u64, every: u64, options: &str) {
+fn fragmented(log_bytes: u64, slots: u64, every: u64, options: &str) {
     let fixture =
         Fixture::new(20_000, 1 << 20, &[(LOG, log_bytes, options), (LINEAR, 128 << 20, "")]);
     let tier = fixture.open(false);
@@ -31,12 +33,6 @@ fn stuck(log_bytes: u64, slots: u64, every: u64, options: &str) {
         }
     }
     let log = member_at(&tier, 1);
-    println!(
-        "in log {seen}, live {} of usable {} free {}",
-        log.space.live_bytes(),
-        log.space.usable_bytes(),
-        log.space.free_segments()
-    );
     let begun = Instant::now();
     for slot in 10_000..12_000 {
         let outcome = tier.write(slot, &page_of(key(slot)));
@@ -57,25 +53,18 @@ fn stuck(log_bytes: u64, slots: u64, every: u64, options: &str) {
     }
 }
 
+/// A `log` member whose segments are all about as full: nothing is gained by collecting them, and the
+/// tier below is empty.
 #[test]
-fn stuck_small() {
-    stuck(15 * 65536, 400, 4, "");
-}
-#[test]
-fn stuck_small3() {
-    stuck(15 * 65536, 400, 3, "");
-}
-#[test]
-fn stuck_64() {
-    stuck(64 * 65536, 1050, 5, "high=100,low=95");
-}
-#[test]
-fn stuck_200() {
-    stuck(200 * 65536, 3300, 6, "");
+fn a_fragmented_member_is_in_nobodys_way() {
+    fragmented(15 * 65536, 400, 4, "");
+    fragmented(15 * 65536, 400, 3, "");
+    fragmented(64 * 65536, 1050, 5, "high=100,low=95");
+    fragmented(200 * 65536, 3300, 6, "");
 }
 
 #[test]
-fn standby_between_hold_and_publish() {
+fn a_standby_that_was_made_before_has_the_member() {
     let mut fixture = Fixture::new(4000, 1 << 20, &[(LINEAR, 64 << 10, "")]);
     let tier = fixture.open(false);
     let new = member(2, LINEAR, 32 << 20, "");
@@ -148,11 +137,11 @@ fn a_failed_load_is_given_back_once() {
 }
 
 #[test]
-fn letting_go_stops_demotion() {
+fn letting_go_is_in_nobodys_way() {
     letting_go(true);
 }
 #[test]
-fn control_without_letting_go() {
+fn nobody_is_let_go() {
     letting_go(false);
 }
 fn letting_go(go: bool) {
@@ -169,7 +158,6 @@ fn letting_go(go: bool) {
         slot += 1;
     }
     std::thread::sleep(Duration::from_millis(500));
-    println!("{slot} written, log live {}", log.space.live_bytes());
     if go {
         tier.lower.records.set_evacuation(Some(Order {
             place: 2,
@@ -191,11 +179,10 @@ fn letting_go(go: bool) {
             );
         }
     }
-    println!("took {:?}", begun.elapsed());
 }
 
 #[test]
-fn standby_has_old_watermarks() {
+fn a_standby_takes_over_the_watermarks() {
     let fixture = Fixture::new(4000, 1 << 20, &[(LINEAR, 8 << 20, "")]);
     let tier = fixture.open(false);
     let standby = fixture.standby(true);
@@ -207,7 +194,7 @@ fn standby_has_old_watermarks() {
 }
 
 #[test]
-fn failed_log_is_collected_all_the_time() {
+fn a_failed_log_is_not_collected() {
     let fixture =
         Fixture::new(6000, 1 << 20, &[(LOG, 2 << 20, "high=100,low=99"), (LINEAR, 64 << 20, "")]);
     let tier = fixture.open(false);
@@ -242,42 +229,12 @@ fn failed_log_is_collected_all_the_time() {
     let before = log.counters.read_errors.load(Ordering::Relaxed);
     std::thread::sleep(Duration::from_secs(1));
     let after = log.counters.read_errors.load(Ordering::Relaxed);
-    println!(
-        "state {:?} free {}: {} failing reads a second",
-        log.state(),
-        log.space.free_segments(),
-        after - before
-    );
     assert!(after - before < 10);
-}
-
-/// The lowest tier is over its high watermark: nothing to do, for ever.
-#[test]
-fn lowest_tier_over_spins() {
-    let fixture = Fixture::new(2_000_000, 1 << 20, &[(LINEAR, 8 << 20, "high=50,low=40")]);
-    let tier = fixture.open(false);
-    for slot in 0..1500 {
-        tier.write(slot * 1000, &page_of(key(slot))).unwrap();
-    }
-    wait_until("the top has room", || !tier.lower.over.load(Ordering::Relaxed));
-    std::thread::sleep(Duration::from_millis(500));
-    let cpu = || {
-        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
-        usage.ru_utime.tv_sec * 1_000_000 + usage.ru_utime.tv_usec
-    };
-    let before = cpu();
-    std::thread::sleep(Duration::from_secs(2));
-    println!(
-        "idle CPU: {} us in 2 s; over {}",
-        cpu() - before,
-        member_at(&tier, 1).over.load(Ordering::Relaxed)
-    );
 }
 
 /// The evacuation of another tier that is asked for while the first one is called off.
 #[test]
-fn called_off_and_another_one() {
+fn one_is_called_off_and_another_one_begun() {
     let fixture = Fixture::new(4000, 1 << 20, &[(LOG, 2 << 20, ""), (LINEAR, 32 << 20, "")]);
     let tier = fixture.open(false);
     for slot in 0..3000 {
@@ -301,12 +258,6 @@ fn called_off_and_another_one() {
     }));
     tier.lower.wake();
     std::thread::sleep(Duration::from_secs(3));
-    let log = tier.lower.at(0);
-    println!(
-        "linear {:?}, log {:?}",
-        linear.state(),
-        log.as_ref().map(|log| (log.state(), log.space.live_bytes()))
-    );
     assert!(linear.state() == member::State::Ok);
 }
 
@@ -353,7 +304,7 @@ fn with_keeper(fixture: &Fixture, keeper: Arc<SlowKeeper>) -> Tier {
 }
 
 #[test]
-fn a_slow_supervisor_stops_demotion() {
+fn a_slow_supervisor_is_in_nobodys_way() {
     let fixture = Fixture::new(20_000, 1 << 20, &[(LOG, 32 << 20, ""), (LINEAR, 1 << 20, "")]);
     let tier = with_keeper(&fixture, Arc::new(SlowKeeper { seconds: 10, ..SlowKeeper::default() }));
     tier.lower.records.set_evacuation(Some(Order {
@@ -434,34 +385,9 @@ impl BlockDevice for Hooked {
     }
 }
 
-/// During the device's read, all 16 threads wait in writes: who reads? Here: how long one write of
-/// many pages may take where each page gets its room late.
-#[test]
-fn a_large_write_takes_long() {
-    let fixture = Fixture::new(20_000, 1 << 20, &[(LINEAR, 64 << 20, "rate=512K")]);
-    let tier = fixture.open(false);
-    let pages: Vec<u8> = (0..256u64).flat_map(|slot| page_of(key(slot))).collect();
-    std::thread::scope(|scope| {
-        for thread in 0..14u64 {
-            let (tier, pages) = (&tier, &pages);
-            scope.spawn(move || {
-                for round in 0..2 {
-                    let begun = Instant::now();
-                    let outcome = tier.write(thread * 512 + round * 256, pages);
-                    println!(
-                        "thread {thread}: 1 MiB took {:?} {}",
-                        begun.elapsed(),
-                        outcome.is_ok()
-                    );
-                }
-            });
-        }
-    });
-}
-
 /// Evacuated upwards, pages push swap-outs aside.
 #[test]
-fn a_seen_mark_outlives_promotion_in_the_copy() {
+fn a_copy_has_no_mark() {
     let fixture = Fixture::new(4000, 1 << 20, &[(LOG, 32 << 20, "promote=second,keep=inclusive")]);
     let tier = fixture.open(false);
     for slot in 0..1000 {
@@ -485,7 +411,7 @@ fn a_seen_mark_outlives_promotion_in_the_copy() {
 /// The room is used again, and again by the same slot, while a reader is between the device and its
 /// look at the entry.
 #[test]
-fn a_reader_takes_another_slots_page() {
+fn a_reader_does_not_take_another_slots_page() {
     // One block only: its room is used again at once.
     let mut fixture = Fixture::new(100, 1 << 20, &[(LINEAR, 64 << 10, "promote=never")]);
     (fixture.options.high_percent, fixture.options.low_percent) = (100, 99);
@@ -515,22 +441,21 @@ fn a_reader_takes_another_slots_page() {
         let cell = store.table.cell_of(slot).unwrap();
         let entry = Entry(cell.load(Ordering::SeqCst));
         let object = entry.as_object().unwrap();
-        let mut load = super::load::Load::new().unwrap();
+        let mut load = load::Load::new().unwrap();
         assert!(load.begin(&member, Stream::Fresh));
         let (bytes, checksum) = store.pool.unchecked(&object).unwrap();
         store.pool.hold(&object);
-        load.push(&super::load::Moved {
+        load.push(&load::Moved {
             slot,
             entry,
             encoding: object.encoding,
             checksum,
             bytes,
-            source: super::load::Source::Arena(object),
+            source: load::Source::Arena(object),
         });
-        assert_eq!(load.send(store, super::load::Why::Demotion).pages, 1);
+        assert_eq!(load.send(store, load::Why::Demotion).pages, 1);
     };
     down(&tier, 1);
-    let first = tier.store().table.get(1);
     assert_eq!(tier_of(&tier, 1), 1);
     let up = |tier: &Tier, slot: u64| {
         // As another reader's promotion does.
@@ -559,6 +484,5 @@ fn a_reader_takes_another_slots_page() {
     *hooked.hook.lock() = Some(before);
     member.set_device(Some(hooked as Arc<dyn BlockDevice>));
     let page = read(&tier, 1).unwrap();
-    println!("same entry: {}", tier.store().table.get(1).is_same_as(first));
     assert!(page == words(1), "slot 1 was read as the page of slot 2: {}", page == words(2));
 }
