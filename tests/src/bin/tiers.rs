@@ -40,9 +40,9 @@ struct Arguments {
     #[arg(long, default_value_t = 1024)]
     top_mib: u64,
     /// MiB of each member.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 3072)]
     member_mib: u64,
-    /// Only these measurements: demotion, cost, evacuation.
+    /// Only these measurements: cost, log, linear (demotion to such a member), evacuation.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -217,6 +217,7 @@ fn demotion(arguments: &Arguments, corpus: &Corpus, kind: &str) {
         opened.set(0, "high=12,low=10");
         while opened.number("compr_data_size_bytes") > target {
             std::thread::sleep(Duration::from_millis(1));
+            assert!(started.elapsed() < Duration::from_secs(120), "is the member too small?");
         }
         let took = started.elapsed().as_secs_f64();
         stop.store(true, Ordering::Relaxed);
@@ -381,8 +382,10 @@ fn main() {
     if wanted("cost") {
         cost(&arguments, &corpus);
     }
-    if wanted("demotion") {
+    if wanted("log") {
         demotion(&arguments, &corpus, "log");
+    }
+    if wanted("linear") {
         demotion(&arguments, &corpus, "linear");
     }
     if wanted("evacuation") {
