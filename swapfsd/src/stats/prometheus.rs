@@ -2,8 +2,48 @@
 
 use super::json::Report;
 use super::{LATENCY_BUCKETS, latency_bound_us};
+use crate::backend::TierReport;
 use crate::error::Operation;
 use std::io::{self, Cursor, Write};
+
+/// A number of a tier: its name, what it says, its kind, and where it comes from.
+type TierMetric = (&'static str, &'static str, &'static str, fn(&TierReport<'_>) -> u64);
+
+/// What is told of each tier.
+const TIER_METRICS: &[TierMetric] = &[
+    ("swapfs_tier_up", "1: the tier can be used.", "gauge", |tier| {
+        u64::from(matches!(tier.state, "ok" | "evacuating"))
+    }),
+    ("swapfs_tier_capacity_bytes", "What the tier has room for.", "gauge", |tier| {
+        tier.capacity_bytes
+    }),
+    ("swapfs_tier_used_bytes", "What of that is taken.", "gauge", |tier| tier.used_bytes),
+    ("swapfs_tier_live_bytes", "What of that is still wanted.", "gauge", |tier| tier.live_bytes),
+    ("swapfs_tier_pages", "Pages that lie here.", "gauge", |tier| tier.pages),
+    ("swapfs_tier_read_pages_total", "Pages read from here for the kernel.", "counter", |tier| {
+        tier.read_pages
+    }),
+    ("swapfs_tier_read_errors_total", "Reads that failed.", "counter", |tier| tier.read_errors),
+    ("swapfs_tier_write_errors_total", "Writes that failed.", "counter", |tier| tier.write_errors),
+    ("swapfs_tier_demoted_in_pages_total", "Pages from the tiers above.", "counter", |tier| {
+        tier.demoted_in_pages
+    }),
+    ("swapfs_tier_demoted_out_pages_total", "Pages to the tiers below.", "counter", |tier| {
+        tier.demoted_out_pages
+    }),
+    ("swapfs_tier_promoted_out_pages_total", "Pages to the top.", "counter", |tier| {
+        tier.promoted_out_pages
+    }),
+    ("swapfs_tier_collected_bytes_total", "Bytes moved to free segments.", "counter", |tier| {
+        tier.collected_bytes
+    }),
+    ("swapfs_tier_written_bytes_total", "Bytes written to the device.", "counter", |tier| {
+        tier.written_bytes
+    }),
+    ("swapfs_tier_device_read_bytes_total", "Bytes read from the device.", "counter", |tier| {
+        tier.read_bytes
+    }),
+];
 
 impl Report<'_> {
     /// Writes the metrics into `out` and answers their length in bytes; 0 if they did not fit.
@@ -67,6 +107,30 @@ impl Report<'_> {
         for (name, value) in self.backend() {
             writeln!(out, "# TYPE swapfs_backend_{name} untyped")?;
             writeln!(out, "swapfs_backend_{name}{{volume=\"{uuid}\"}} {value}")?;
+        }
+        self.write_tiers(out)
+    }
+
+    /// Numbers of each tier, where there are any.
+    fn write_tiers(&self, out: &mut impl Write) -> io::Result<()> {
+        let uuid = self.identity.uuid.as_str();
+        let mut has_tiers = false;
+        self.volume.tiers(&mut |_| has_tiers = true);
+        if !has_tiers {
+            return Ok(());
+        }
+        for (name, help, kind, value) in TIER_METRICS {
+            head(out, name, help, kind)?;
+            let mut outcome = Ok(());
+            self.volume.tiers(&mut |tier| {
+                if outcome.is_ok() {
+                    let (order, type_name) = (tier.order, tier.type_name);
+                    let labels =
+                        format_args!("volume=\"{uuid}\",tier=\"{order}\",type=\"{type_name}\"");
+                    outcome = writeln!(out, "{name}{{{labels}}} {}", value(tier));
+                }
+            });
+            outcome?;
         }
         Ok(())
     }

@@ -145,7 +145,7 @@ impl Store {
         let refused = Error::new(ErrorKind::NoSpace, Operation::Write, slot);
         let Some(lower) = self.lower.as_ref() else { return Err(refused) };
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-        if !lower.enter_wait(self.threads_for_writes()) {
+        if !lower.enter_wait(self.max_waiting) {
             return Err(refused);
         }
         // A device is waited for, as far as the supervisor's watchdog is concerned.
@@ -170,12 +170,5 @@ impl Store {
         };
         lower.leave_wait();
         outcome
-    }
-
-    /// The other threads are for reads.
-    fn threads_for_writes(&self) -> usize {
-        // There is a writer for each thread that serves, and for each processor and one more.
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        (self.writers.len() - processors - 1).max(6) - 2
     }
 }

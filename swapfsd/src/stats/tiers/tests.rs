@@ -76,3 +76,18 @@ fn other_back_ends_have_neither_name() {
     let stats = rendered(&volume, 64 << 10);
     assert_eq!((stats.get("tiers"), stats.get("evacuation")), (None, None));
 }
+
+#[test]
+fn each_tier_has_its_metrics() {
+    let volume = fake::volume("", "/image");
+    let identity = identity();
+    let mut text = vec![0; crate::fuse::SNAPSHOT_BYTES];
+    let len = Report::new(&identity, &volume).render_metrics(&mut text);
+    let text = std::str::from_utf8(&text[..len]).unwrap();
+    for order in 0..9 {
+        let sample = format!("swapfs_tier_pages{{volume=\"\",tier=\"{order}\",type=");
+        assert_eq!(text.matches(&sample).count(), 1, "{order}");
+    }
+    // Samples of a metric stand together behind one head.
+    assert_eq!(text.matches("# TYPE swapfs_tier_up gauge").count(), 1);
+}
