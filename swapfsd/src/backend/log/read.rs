@@ -6,6 +6,7 @@
 use super::Store;
 use super::counters::Field;
 use crate::backend::objects::entry::{AGE_MASK, Entry, HEADER_BYTES, Meaning, Object};
+use crate::backend::objects::neighbours::{Run, first_run};
 use crate::backend::objects::{fill, lock_any};
 use crate::codec::{self, Encoding};
 use crate::error::{Error, ErrorKind, Operation, Result};
@@ -14,8 +15,6 @@ use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
 /// Pages that are looked up before the device is read.
 const BATCH: usize = 64;
-/// Objects closer than this are read by one read: it takes the device no longer.
-const GAP_BYTES: u64 = 16 << 10;
 /// The most that is read at a time.
 const MAX_READ_BYTES: u64 = 256 << 10;
 /// How often a page is looked for that keeps being moved.
@@ -67,18 +66,10 @@ impl Store {
         let wanted = &mut wanted[..count];
         wanted.sort_unstable_by_key(|wanted| wanted.offset);
         let mut rest = &*wanted;
-        while let Some(start) = rest.first() {
-            let from = start.offset / PAGE_BYTES * PAGE_BYTES;
-            let mut end = end_of(start);
-            let together = rest.iter().take_while(|next| {
-                let near = next.offset <= end + GAP_BYTES && end_of(next) - from <= MAX_READ_BYTES;
-                if near {
-                    end = end.max(end_of(next));
-                }
-                near
-            });
-            let (run, others) = rest.split_at(together.count());
-            self.read_run(first, run, from, end.next_multiple_of(PAGE_BYTES), pages)?;
+        let place = |wanted: &Wanted| (wanted.offset, end_of(wanted));
+        while let Some(Run { count, from, end }) = first_run(rest, place, MAX_READ_BYTES) {
+            let (run, others) = rest.split_at(count);
+            self.read_run(first, run, from, end, pages)?;
             rest = others;
         }
         Ok(())

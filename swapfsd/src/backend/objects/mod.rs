@@ -4,13 +4,15 @@
 //! * [`entry`], [`table`]: the slot table, one 8-byte entry a slot, the truth;
 //! * [`arena`]: populated memory in segments, for objects and for the table's pages;
 //! * [`kept`]: what else outlives the process, where a supervisor holds the memory;
-//! * [`fanout`]: a large write on several threads; [`counts`]: counters.
+//! * [`fanout`]: a large write on several threads; [`neighbours`]: what is read by one read;
+//!   [`counts`]: counters.
 
 pub(super) mod arena;
 pub(super) mod counts;
 pub(super) mod entry;
 pub(super) mod fanout;
 pub(super) mod kept;
+pub(super) mod neighbours;
 pub(super) mod table;
 
 use crate::error::Result;

@@ -10,6 +10,7 @@ use super::lower::{Lower, is_below};
 use super::member::{Lies, Member, State, add};
 use super::space::{MAX_EXTENT_BYTES, Stream};
 use crate::backend::objects::entry::Entry;
+use crate::backend::objects::neighbours::{Run, first_run};
 use crate::backend::zmem::{OpenSegment, Purpose, Store};
 use crate::codec::Encoding;
 use crate::crash::{self, Point};
@@ -17,12 +18,10 @@ use crate::sys::memory::Mapping;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use swapfs_format::{PAGE_BYTES, PAGE_LEN};
+use swapfs_format::PAGE_LEN;
 
 /// Objects that are found before they are moved.
 const MAX_FOUND: usize = 32 << 10;
-/// Objects closer than this are read by one read: it takes the device no longer.
-const GAP_BYTES: u64 = 16 << 10;
 
 /// An object on a member.
 #[derive(Debug, Clone, Copy)]
@@ -137,21 +136,11 @@ impl Carrier {
         found.sort_unstable_by_key(|found| found.lies.offset);
         let mut carried = Carried::default();
         let mut rest = &found[..];
-        while let Some(first) = rest.first() {
+        while let Some(Run { count, .. }) = first_run(rest, place_of, MAX_EXTENT_BYTES as u64) {
             if store.stop.load(Ordering::Relaxed) || carried.no_room {
                 break;
             }
-            let start = first.lies.offset / PAGE_BYTES * PAGE_BYTES;
-            let mut end = end_of(first);
-            let together = rest.iter().take_while(|next| {
-                let near = next.lies.offset <= end + GAP_BYTES
-                    && end_of(next).next_multiple_of(PAGE_BYTES) - start <= MAX_EXTENT_BYTES as u64;
-                if near {
-                    end = end.max(end_of(next));
-                }
-                near
-            });
-            let (run, others) = rest.split_at(together.count().max(1));
+            let (run, others) = rest.split_at(count);
             carried.add(self.carry_run(store, lower, from, why, run, &mut target));
             rest = others;
         }
@@ -173,9 +162,8 @@ impl Carrier {
         target: &mut impl FnMut(Encoding) -> Option<Target>,
     ) -> Carried {
         let mut carried = Carried::default();
-        let Some(first) = run.first() else { return carried };
-        let start = first.lies.offset / PAGE_BYTES * PAGE_BYTES;
-        let end = run.iter().map(end_of).max().unwrap_or(start).next_multiple_of(PAGE_BYTES);
+        let whole = first_run(run, place_of, u64::MAX);
+        let Some(Run { from: start, end, .. }) = whole else { return carried };
         // SAFETY: populated private memory of this carrier's, which nobody else uses; its length
         // was checked when the run was made.
         let memory =
@@ -321,8 +309,8 @@ fn send(store: &Store, lower: &Lower, load: &mut Load, why: Why) -> Carried {
     Carried { pages: outcome.pages, bytes: outcome.bytes, no_room: outcome.failed, unreadable: 0 }
 }
 
-fn end_of(found: &Found) -> u64 {
-    found.lies.offset + found.lies.stored
+fn place_of(found: &Found) -> (u64, u64) {
+    (found.lies.offset, found.lies.offset + found.lies.stored)
 }
 
 /// Calls `visit` with each slot from `first` up to `end` whose entry names something on `member`,

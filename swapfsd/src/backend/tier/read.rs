@@ -9,6 +9,7 @@ use super::member::{Check, Lies, Member, State, add};
 use super::policy::{self, OnRead};
 use crate::backend::objects::entry::{AGE_MASK, Entry, Object};
 use crate::backend::objects::lock_any;
+use crate::backend::objects::neighbours::{Run, first_run};
 use crate::backend::zmem::{Found, Purpose, Store};
 use crate::buffer::BufferPool;
 use crate::codec::{self, Encoding};
@@ -23,8 +24,6 @@ use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
 /// Pages that are looked up before a device is read.
 const BATCH: usize = 64;
-/// Objects closer than this are read by one read: it takes the device no longer.
-const GAP_BYTES: u64 = 16 << 10;
 /// The most that is read at a time.
 const MAX_READ_BYTES: u64 = 256 << 10;
 /// How often a page is looked for that keeps being moved.
@@ -101,20 +100,13 @@ impl Reader<'_> {
         }
         wanted.sort_unstable_by_key(|wanted| (wanted.place, wanted.lies.offset));
         let mut rest = &*wanted;
+        let place = |wanted: &Wanted| (wanted.lies.offset, end_of(&wanted.lies));
         while let Some(start) = rest.first() {
-            let from = start.lies.offset / PAGE_BYTES * PAGE_BYTES;
-            let mut end = end_of(&start.lies);
-            let together = rest.iter().take_while(|next| {
-                let near = next.place == start.place
-                    && next.lies.offset <= end + GAP_BYTES
-                    && end_of(&next.lies) - from <= MAX_READ_BYTES;
-                if near {
-                    end = end.max(end_of(&next.lies));
-                }
-                near
-            });
-            let (run, others) = rest.split_at(together.count().max(1));
-            self.read_run(first, run, from, end.next_multiple_of(PAGE_BYTES), pages)?;
+            let here = rest.partition_point(|next| next.place == start.place);
+            let run = first_run(&rest[..here], place, MAX_READ_BYTES);
+            let Some(Run { count, from, end }) = run else { break };
+            let (run, others) = rest.split_at(count);
+            self.read_run(first, run, from, end, pages)?;
             rest = others;
         }
         Ok(())
