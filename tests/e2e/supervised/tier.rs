@@ -243,13 +243,15 @@ fn killed_while_a_member_comes_or_goes() {
                 assert!(why.starts_with("control socket"), "it was refused: {why}");
                 wait_until("a successor", || filled.mounted.number("worker_pid") != before);
                 filled.check();
-                if point == "TierAdded" {
-                    assert_eq!(filled.orders().0, [1, 2]);
-                    filled.write();
-                    filled.wait_for_pages_on(2);
-                    filled.check();
-                    filled.remove(2, None).unwrap();
-                }
+                // It is a member from the moment that it may be held, and is looked for if it is not.
+                assert_eq!(filled.orders().0, [1, 2]);
+                wait_until("it can be used", || filled.tier(2)["state"] == "ok");
+                let why = filled.add(2).unwrap_err();
+                assert!(why.contains("is tier 2 already"), "{why}");
+                filled.write();
+                filled.wait_for_pages_on(2);
+                filled.check();
+                filled.remove(2, None).unwrap();
             }
         }
         assert_eq!(filled.orders().0, [1]);

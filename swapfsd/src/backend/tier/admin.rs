@@ -38,6 +38,10 @@ impl Tier {
         let path = image.to_str().ok_or_else(|| format!("{}: no text", image.display()))?;
         let fail = |why: &dyn std::fmt::Display| format!("tier add: {path}: {why}");
         self.forget_strays();
+        // Whoever was killed while it was added may have come that far.
+        if let Some(member) = lower.members().iter().find(|member| member.identity.path == path) {
+            return Err(fail(&format_args!("it is tier {} already", member.order())));
+        }
         let opened = self.images.open(path).map_err(|why| format!("tier add: {why}"))?;
         let order = opened.setup.order;
         if let Some(member) = lower.of_order(order) {

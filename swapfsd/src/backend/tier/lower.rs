@@ -252,16 +252,10 @@ impl Lower {
         self.waiting_writes.load(Ordering::Relaxed) > 0
     }
 
-    /// Is one more swap-out to wait for room? The other threads are for swap-ins. Each that is let in
-    /// is to leave again.
-    pub(in crate::backend) fn enter_wait(&self, most: usize) -> bool {
-        let before = self.waiting_writes.fetch_add(1, Ordering::Relaxed);
-        if before >= most {
-            self.leave_wait();
-            return false;
-        }
+    /// One more swap-out waits for room, until it leaves.
+    pub(in crate::backend) fn enter_wait(&self) {
+        self.waiting_writes.fetch_add(1, Ordering::Relaxed);
         self.counters.urged.fetch_add(1, Ordering::Relaxed);
-        true
     }
 
     pub(in crate::backend) fn leave_wait(&self) {

@@ -134,7 +134,7 @@ impl Store {
     /// here, and only here, for those that move them; until `deadline`, which is set if it is not.
     ///
     /// # Errors
-    /// `NoSpace`: nothing below takes pages, or not in time, or too many wait already.
+    /// `NoSpace`: nothing below takes pages, or not in time.
     pub(super) fn write_when_there_is_room<'a>(
         &'a self,
         mut writer: MutexGuard<'a, Writer>,
@@ -142,12 +142,11 @@ impl Store {
         page: &[u8],
         deadline: &mut Option<Instant>,
     ) -> Result<MutexGuard<'a, Writer>> {
-        let refused = Error::new(ErrorKind::NoSpace, Operation::Write, slot);
-        let Some(lower) = self.lower.as_ref() else { return Err(refused) };
+        let Some(lower) = self.lower.as_ref() else {
+            return Err(Error::new(ErrorKind::NoSpace, Operation::Write, slot));
+        };
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-        if !lower.enter_wait(self.max_waiting) {
-            return Err(refused);
-        }
+        lower.enter_wait();
         // A device is waited for, as far as the supervisor's watchdog is concerned.
         let _in_device = InDevice::enter();
         let outcome = loop {

@@ -84,8 +84,6 @@ pub(in crate::backend) struct Store {
     pub(in crate::backend) slots: Slots,
     /// What lies below the arena, if anything does. Then there is no index of identical pages.
     pub(in crate::backend) lower: Option<Arc<Lower>>,
-    /// So many writes may wait for pages to be moved down; the other threads are for reads.
-    max_waiting: usize,
     dedup: Dedup,
     /// Of use while a predecessor's memory is taken over, only.
     shared: Mutex<MayBeShared>,
@@ -134,13 +132,12 @@ impl Zmem {
     ) -> io::Result<Zmem> {
         let layout = layout(slot_count, options, lower.is_some());
         let kept = Arc::new(Kept::new(held, layout)?);
-        let max_waiting = (threads as usize).max(6) - 2;
-        let (in_arena, patience) = match lower {
-            None => (max_waiting, PATIENCE),
+        let (max_waiting, patience) = match lower {
+            None => ((threads as usize).max(6) - 2, PATIENCE),
             // They are slowed down, and not refused as long as there is room below.
             Some(_) => (usize::MAX, below::IMPATIENCE),
         };
-        let mut arena = Arena::new(held, Arc::clone(&kept), in_arena, patience)?;
+        let mut arena = Arena::new(held, Arc::clone(&kept), max_waiting, patience)?;
         if lower.is_some() {
             arena.put_table_beside();
         }
@@ -157,7 +154,6 @@ impl Zmem {
             shared: Mutex::new(MayBeShared::new(held.is_adopted())),
             pool: Pool { arena },
             lower,
-            max_waiting,
             slots: Slots::default(),
             counters: Counters::default(),
             writers: (0..writers)
