@@ -253,7 +253,7 @@ fn the_standby_saves_the_volume_when_supervisor_and_worker_die_together() {
     for round in 0..6 {
         wait_until("a standby", || mounted.number("standby_pid") != 0);
         // It has to be ready: nobody is left who could start another one.
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(1000));
         let pids = [mounted.number("supervisor_pid"), mounted.number("worker_pid")];
         let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
         kill(pids[order[0]], libc::SIGSTOP);
