@@ -22,9 +22,9 @@ fn every_page_is_right_wherever_it_is() {
         let (mut model, mut random) = (Model::new(slots), Random(seed));
         let mut tier = fixture.open(false);
         let mut moved = false;
-        for round in 0..6 {
+        for round in 0..5 {
             let what = format!("seed {seed:x}, {options}, round {round}");
-            model.change(&tier, &mut random, 3000);
+            model.change(&tier, &mut random, 2000);
             model.check_all(&tier, &what);
             let before: Vec<u64> =
                 tier.lower.members().iter().map(|member| member.space.live_bytes()).collect();
