@@ -191,6 +191,9 @@ fn run_remove(arguments: &RemoveArguments) -> Result<ExitCode, Failure> {
         (_, true) => Direction::Down,
         _ => Direction::Auto,
     };
+    if arguments.rate == Some(0) {
+        return Err(Failure::new("--rate 0", "nothing would move: leave it out for no limit"));
+    }
     let request = Request::Remove { tier, direction, rate_bytes: arguments.rate };
     follow(&served, Some(tier), &request, arguments.json)
 }

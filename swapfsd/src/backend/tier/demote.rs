@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// How often the threads look without being told.
 const LOOK: Duration = Duration::from_millis(50);
+/// The same while nothing changes: nobody's processor is to be woken for nothing.
+pub(super) const IDLE_LOOK: Duration = Duration::from_millis(500);
 /// Slots that a thread looks at before it asks again whether that is enough.
 const SLOTS_AT_A_TIME: u64 = 8 << 10;
 
@@ -61,10 +63,12 @@ impl Demoter {
             return;
         }
         let before = codec::decodes_of_this_thread();
+        let mut changes = 0;
         while !store.stop.load(Ordering::Relaxed) {
             let urgent = lower.take_urgent();
             if !urgent && !is_over(store, &lower) {
-                lower.wait(LOOK);
+                let changes_before = std::mem::replace(&mut changes, store.pool.arena.changes());
+                lower.wait(if changes == changes_before { IDLE_LOOK } else { LOOK });
                 continue;
             }
             if urgent && store.close_other_writers() {

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How often it looks whether there is anything to do.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often it looks whether there is anything to do, though it is told.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long it waits after a round in which nobody took anything.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How often it says that it can't go on.
@@ -230,7 +230,7 @@ fn keep_pace(store: &Store, bytes: u64, rate_bytes: u64, begun: Instant) {
     }
     let takes = Duration::from_secs_f64(bytes as f64 / rate_bytes as f64);
     while begun.elapsed() < takes && !store.stop.load(Ordering::Relaxed) {
-        std::thread::sleep((takes - begun.elapsed().min(takes)).min(LOOK));
+        std::thread::sleep((takes - begun.elapsed().min(takes)).min(PAUSE));
     }
 }
 

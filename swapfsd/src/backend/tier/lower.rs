@@ -65,7 +65,7 @@ pub(in crate::backend) struct Lower {
     /// A swap-out waits for room.
     urgent: AtomicBool,
     waiting_writes: AtomicUsize,
-    wanted: Mutex<u64>,
+    wanted: Mutex<()>,
     wake: Condvar,
     /// While pages are being moved, what is changed about members waits.
     pub(super) moving: RwLock<()>,
@@ -92,7 +92,7 @@ impl Lower {
             over: AtomicBool::new(false),
             urgent: AtomicBool::new(false),
             waiting_writes: AtomicUsize::new(0),
-            wanted: Mutex::new(0),
+            wanted: Mutex::new(()),
             wake: Condvar::new(),
             moving: RwLock::new(()),
         }
@@ -264,7 +264,7 @@ impl Lower {
 
     /// Tells the threads that move pages that there may be something to do.
     pub(super) fn wake(&self) {
-        *self.wanted.lock() += 1;
+        let _those_who_wait = self.wanted.lock();
         self.wake.notify_all();
     }
 

@@ -2,7 +2,7 @@
 //! segments emptied. One thread a member.
 
 use super::carry::{Carrier, Target, for_each_on};
-use super::demote::{next_slots, slots_at_a_time, was_taken};
+use super::demote::{IDLE_LOOK, next_slots, slots_at_a_time, was_taken};
 use super::load::Why;
 use super::lower::Lower;
 use super::member::{Member, State, add};
@@ -30,6 +30,8 @@ const FREE_PART: u64 = 50;
 const ROOM_TO_GAIN: u64 = 16;
 /// And so great a part of few ones.
 const ROOM_PART: u64 = 8;
+/// How often it looks for freed room that the device has not been told of.
+const DISCARDS: Duration = Duration::from_secs(1);
 /// How long a member is left alone that is full, and has nothing below.
 const REST: Duration = Duration::from_secs(1);
 /// Segments' worth of pages that go down where nothing can be gained by collecting.
@@ -46,6 +48,8 @@ pub(super) struct Upkeep {
     marked: Vec<u64>,
     cannot_discard: bool,
     rests_until: Instant,
+    /// When it was last looked what there is to be discarded.
+    discarded: Instant,
 }
 
 impl Upkeep {
@@ -68,6 +72,7 @@ impl Upkeep {
             marked,
             cannot_discard: false,
             rests_until: Instant::now(),
+            discarded: Instant::now(),
         })
     }
 
@@ -81,6 +86,7 @@ impl Upkeep {
             lower.at(member.place).is_some_and(|installed| Arc::ptr_eq(&installed, member))
         };
         let before = codec::decodes_of_this_thread();
+        let mut live_bytes = 0;
         while !store.stop.load(Ordering::Relaxed) && is_mine(&self.member) {
             let mut worked = false;
             if self.wants_collection() {
@@ -102,11 +108,15 @@ impl Upkeep {
             }
             let decoded = codec::decodes_of_this_thread() - before;
             lower.counters.decompressions.fetch_max(decoded, Ordering::Relaxed);
-            if !worked && self.wants_discards(&lower) {
+            // What there is to be discarded is looked for in all segments, so not all the time.
+            if !worked && self.wants_discards(&lower) && self.discarded.elapsed() >= DISCARDS {
                 worked = self.discard(store, &lower);
+                self.discarded = Instant::now();
             }
             if !worked {
-                lower.wait(LOOK);
+                let live_before =
+                    std::mem::replace(&mut live_bytes, self.member.space.live_bytes());
+                lower.wait(if live_bytes == live_before { IDLE_LOOK } else { LOOK });
             }
         }
     }
