@@ -188,6 +188,7 @@ impl Carrier {
             }
             return carried;
         }
+        let mut targets: [Option<Option<Target>>; 2] = [None, None];
         for found in run {
             let at = (found.lies.offset - start) as usize;
             let stored = &buffer[at..at + found.lies.stored as usize];
@@ -208,7 +209,10 @@ impl Carrier {
                     generation: found.generation,
                 },
             };
-            match target(moved.encoding) {
+            // Asked once for all of one read: who takes pages is a look at all members.
+            let is_raw = moved.encoding == Encoding::Raw;
+            let to = targets[usize::from(is_raw)].get_or_insert_with(|| target(moved.encoding));
+            match to.clone() {
                 None => carried.no_room = true,
                 Some(Target::Top) if lower.is_top_full(store) => carried.no_room = true,
                 Some(Target::Top) => carried.add(self.lift(store, from, &moved)),

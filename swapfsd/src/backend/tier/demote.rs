@@ -5,13 +5,13 @@
 //! Two threads share the hand, so that one gathers pages while the other one's are being written.
 
 use super::load::{Load, Moved, Outcome, Source, Why};
-use super::lower::{Lower, is_below};
+use super::lower::{Decodes, Lower, is_below};
 use super::member::{Member, State, add};
 use super::policy::{self, SWEEP_ROUNDS, Visit, VisitBelow};
 use super::space::Stream;
 use crate::backend::objects::entry::{Entry, Object};
 use crate::backend::zmem::Store;
-use crate::codec::{self, Encoding};
+use crate::codec::Encoding;
 use crate::crash::{self, Point};
 use crate::sys::process;
 use std::io;
@@ -36,14 +36,9 @@ pub(super) struct Demoter {
     raw_goes_elsewhere: bool,
 }
 
-/// Why a page was not put into a load.
+/// Nobody below takes pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refused {
-    /// It is not what it was.
-    Changed,
-    /// Nobody below takes pages.
-    NoRoom,
-}
+struct NoRoom;
 
 impl Demoter {
     /// With all memory that it will use.
@@ -62,7 +57,7 @@ impl Demoter {
         if !store.wait_until_active() {
             return;
         }
-        let before = codec::decodes_of_this_thread();
+        let mut decodes = Decodes::new();
         let mut changes = 0;
         while !store.stop.load(Ordering::Relaxed) {
             let urgent = lower.take_urgent();
@@ -76,8 +71,7 @@ impl Demoter {
             }
             let moved = self.demote(store, &lower, urgent);
             lower.counters.demoted_from_top.fetch_add(moved, Ordering::Relaxed);
-            let decoded = codec::decodes_of_this_thread() - before;
-            lower.counters.decompressions.fetch_max(decoded, Ordering::Relaxed);
+            decodes.count(&lower);
             if moved == 0 {
                 lower.wait(LOOK);
             }
@@ -98,8 +92,7 @@ impl Demoter {
                 if !full {
                     match self.visit(store, lower, slot, cell) {
                         Ok(pages) => moved += pages,
-                        Err(Refused::Changed) => {}
-                        Err(Refused::NoRoom) => full = true,
+                        Err(NoRoom) => full = true,
                     }
                 }
             });
@@ -119,7 +112,7 @@ impl Demoter {
         lower: &Lower,
         slot: u64,
         cell: &AtomicU64,
-    ) -> Result<u64, Refused> {
+    ) -> Result<u64, NoRoom> {
         let entry = Entry(cell.load(Ordering::Acquire));
         let Some(object) = entry.as_object() else { return Ok(0) };
         if is_below(object.location) {
@@ -147,54 +140,35 @@ impl Demoter {
         cell: &AtomicU64,
         entry: Entry,
         object: &Object,
-    ) -> Result<u64, Refused> {
+    ) -> Result<u64, NoRoom> {
         let mut sent = 0;
-        let shared = store.slots.of(slot).read();
-        if cell.load(Ordering::Acquire) != entry.0 {
-            return Err(Refused::Changed);
-        }
-        let Some((bytes, checksum)) = store.pool.unchecked(object) else {
-            return Err(Refused::Changed);
-        };
-        let moved = Moved {
-            slot,
-            entry,
-            encoding: object.encoding,
-            checksum,
-            bytes,
-            source: Source::Arena(*object),
-        };
         let load = match object.encoding == Encoding::Raw && self.raw_goes_elsewhere {
             true => &mut self.raw,
             false => &mut self.load,
         };
-        if load.fits(object.encoding, bytes.len()) {
-            store.pool.hold(object);
-            load.push(&moved);
-            was_taken(cell, entry);
-            return Ok(0);
-        }
-        // Nothing is written while a slot's lock is held.
-        drop(shared);
-        sent += send(store, lower, load).pages;
-        // Its room may be gone by the time that it is asked for.
-        let begun = (0..2).any(|_| {
-            let to = lower.destination_below(0, object.encoding);
-            to.is_some_and(|to| load.begin(&to, Stream::Fresh))
-        });
-        if !begun {
-            return Err(Refused::NoRoom);
+        if !load.fits(object.encoding, object.len) {
+            // Nothing is written while a slot's lock is held.
+            sent = send(store, lower, load).pages;
+            // Its room may be gone by the time that it is asked for.
+            let begun = (0..2).any(|_| {
+                let to = lower.destination_below(0, object.encoding);
+                to.is_some_and(|to| load.begin(&to, Stream::Fresh))
+            });
+            if !begun {
+                return Err(NoRoom);
+            }
         }
         let _shared = store.slots.of(slot).read();
-        if cell.load(Ordering::Acquire) != entry.0 || !load.fits(object.encoding, object.len) {
-            return if sent > 0 { Ok(sent) } else { Err(Refused::Changed) };
+        // Touched meanwhile, or moved, or it does not fit into what was begun: it has its turn later.
+        if cell.load(Ordering::Acquire) == entry.0
+            && load.fits(object.encoding, object.len)
+            && let Some((bytes, checksum)) = store.pool.unchecked(object)
+        {
+            store.pool.hold(object);
+            let (encoding, source) = (object.encoding, Source::Arena(*object));
+            load.push(&Moved { slot, entry, encoding, checksum, bytes, source });
+            was_taken(cell, entry);
         }
-        let Some((bytes, checksum)) = store.pool.unchecked(object) else {
-            return Err(Refused::Changed);
-        };
-        store.pool.hold(object);
-        load.push(&Moved { bytes, checksum, ..moved });
-        was_taken(cell, entry);
         Ok(sent)
     }
 

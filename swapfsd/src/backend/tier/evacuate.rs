@@ -8,7 +8,7 @@
 use super::Images;
 use super::carry::{Carried, Carrier, Target, for_each_on};
 use super::load::Why;
-use super::lower::Lower;
+use super::lower::{Decodes, Lower};
 use super::member::{Member, State};
 use super::record::{Direction, Order};
 use super::space::Stream;
@@ -82,6 +82,7 @@ impl Evacuator {
             return;
         }
         let mut complained: Option<Instant> = None;
+        let mut decodes = Decodes::new();
         while !store.stop.load(Ordering::Relaxed) {
             let Some(order) = lower.records.evacuation() else {
                 complained = None;
@@ -100,6 +101,7 @@ impl Evacuator {
             // One that has failed may be emptied too, as far as it can be read.
             member.change_state(State::Ok, State::Evacuating);
             let carried = self.round(store, &lower, &member, &order);
+            decodes.count(&lower);
             if self.let_go(&lower, &member, &order) {
                 continue;
             }

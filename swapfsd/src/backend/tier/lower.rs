@@ -11,7 +11,7 @@ use super::policy::Judge;
 use super::record::Records;
 use crate::backend::objects::entry::{DEVICE_START, Location, MAX_DEVICE_BYTES, Object};
 use crate::backend::zmem::Store;
-use crate::codec::Encoding;
+use crate::codec::{self, Encoding};
 use crate::sync::{Condvar, Mutex, RwLock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -305,6 +305,23 @@ impl Lower {
     /// The member of that order.
     pub(super) fn of_order(&self, order: u32) -> Option<Arc<Member>> {
         self.members().iter().find(|member| member.order() == order).cloned()
+    }
+}
+
+/// Counts what a thread that moves objects has decoded.
+#[derive(Debug)]
+pub(super) struct Decodes(u64);
+
+impl Decodes {
+    /// From now on.
+    pub(super) fn new() -> Decodes {
+        Decodes(codec::decodes_of_this_thread())
+    }
+
+    /// Adds what there was since the last time.
+    pub(super) fn count(&mut self, lower: &Lower) {
+        let before = std::mem::replace(&mut self.0, codec::decodes_of_this_thread());
+        lower.counters.decompressions.fetch_add(self.0 - before, Ordering::Relaxed);
     }
 }
 

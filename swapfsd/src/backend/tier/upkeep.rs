@@ -4,7 +4,7 @@
 use super::carry::{Carrier, Target, for_each_on};
 use super::demote::{IDLE_LOOK, next_slots, slots_at_a_time, was_taken};
 use super::load::Why;
-use super::lower::Lower;
+use super::lower::{Decodes, Lower};
 use super::member::{Member, State, add};
 use super::policy::{self, SWEEP_ROUNDS, Visit};
 use super::space::Stream;
@@ -85,7 +85,7 @@ impl Upkeep {
         let is_mine = |member: &Arc<Member>| {
             lower.at(member.place).is_some_and(|installed| Arc::ptr_eq(&installed, member))
         };
-        let before = codec::decodes_of_this_thread();
+        let mut decodes = Decodes::new();
         let mut live_bytes = 0;
         while !store.stop.load(Ordering::Relaxed) && is_mine(&self.member) {
             let mut worked = false;
@@ -106,8 +106,7 @@ impl Upkeep {
                     worked |= self.demote(store, &lower, forced);
                 }
             }
-            let decoded = codec::decodes_of_this_thread() - before;
-            lower.counters.decompressions.fetch_max(decoded, Ordering::Relaxed);
+            decodes.count(&lower);
             // What there is to be discarded is looked for in all segments, so not all the time.
             if !worked && self.wants_discards(&lower) && self.discarded.elapsed() >= DISCARDS {
                 worked = self.discard(store, &lower);
