@@ -280,6 +280,23 @@ impl Geometry {
         })
     }
 
+    /// A stub: a member whose pages live elsewhere, `capacity_bytes` of them, rounded up to pages.
+    ///
+    /// # Errors
+    /// If that is too little for a member, or more than 2^32 pages.
+    pub fn stub(capacity_bytes: u64) -> Result<Geometry, GeometryError> {
+        if capacity_bytes < MIN_MEMBER_BYTES {
+            return Err(GeometryError::MemberTooSmall {
+                have: capacity_bytes,
+                need: MIN_MEMBER_BYTES,
+            });
+        }
+        if capacity_bytes > largest_member(PAGE_BYTES) {
+            return Err(GeometryError::TooLarge(capacity_bytes));
+        }
+        Geometry::ghost(capacity_bytes.next_multiple_of(PAGE_BYTES))
+    }
+
     /// A member in an image that is there already: with as many whole units as fit, or with
     /// `data_bytes`, rounded up. The backup goes to the image's last whole page.
     ///
@@ -357,6 +374,17 @@ mod tests {
             Geometry::fitted_member(4 << 20, Some(8 << 20), 4096, 4096),
             Err(GeometryError::ImageTooSmall { have: 4 << 20, need: (9 << 20) + 4096 })
         );
+    }
+
+    #[test]
+    fn a_stub_has_the_size_of_a_member_and_no_data() {
+        let stub = Geometry::stub((1 << 20) + 1).unwrap();
+        assert_eq!((stub.slot_count, stub.data_bytes, stub.image_bytes), (257, 0, 8192));
+        assert_eq!(
+            Geometry::stub(4096),
+            Err(GeometryError::MemberTooSmall { have: 4096, need: 512 << 10 })
+        );
+        assert_eq!(Geometry::stub(u64::MAX), Err(GeometryError::TooLarge(u64::MAX)));
     }
 
     proptest! {

@@ -8,6 +8,7 @@
 //! | [`superblock`] | the 4 KiB header of an image: layout, encoding, checks |
 //! | [`geometry`] | where in an image the data section and the backup superblock lie |
 //! | [`types`] | the back-end types that exist, and the options each one takes |
+//! | [`remote`] | where pages are elsewhere: addresses, and the options of type `remote` |
 //! | [`member`] | the images that a `tier` volume stores pages in, and their options |
 //! | [`options`] | `key=value,...` text into typed values |
 //! | [`fault`] | the value of the `fault=` option |
@@ -20,6 +21,7 @@ pub mod geometry;
 pub mod log;
 pub mod member;
 pub mod options;
+pub mod remote;
 pub mod size;
 pub mod superblock;
 pub mod swap_header;

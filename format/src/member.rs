@@ -3,9 +3,11 @@
 //! A member has a superblock of its own, whose `volume_uuid` names the volume, and a data section
 //! that means nothing after an unmount. The volume's superblock lists its members, hottest first.
 
+use crate::PAGE_BYTES;
 use crate::options::{OptionError, OptionSet, OptionSpec, OptionTable, ValueKind};
+use crate::remote::{RemoteOptions, options as remote};
 use crate::superblock::Superblock;
-use crate::types::{LINEAR, LOG, SegmentDiscard};
+use crate::types::{LINEAR, LOG, REMOTE, SegmentDiscard};
 
 /// Most device members of a volume: the tiers 1 to 8, below the daemon's memory, which is tier 0.
 pub const MAX_DEVICE_MEMBERS: usize = 8;
@@ -22,6 +24,8 @@ pub enum MemberKind {
     Log,
     /// A page, or what it was compressed to, per block of 4 KiB.
     Linear,
+    /// On servers elsewhere: the image is a stub without a data section, which says where.
+    Remote,
 }
 
 /// When a page that is read from a member goes back to the top.
@@ -45,7 +49,7 @@ pub enum Keep {
 }
 
 /// The options of a member, typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberOptions {
     /// How it stores pages.
     pub kind: MemberKind,
@@ -61,10 +65,12 @@ pub struct MemberOptions {
     pub rate_bytes: Option<u64>,
     /// `incompressible=`: it takes pages that do not get smaller.
     pub incompressible: bool,
-    /// `segment=`, of kind `log`; `None`: chosen at format time.
+    /// `segment=`, of kind `log` and of a log on an NBD export; `None`: chosen at format time.
     pub segment_bytes: Option<u64>,
     /// `discard=`
     pub discard: SegmentDiscard,
+    /// Where it is; of kind `remote`, and of no other.
+    pub remote: Option<RemoteOptions>,
 }
 
 /// Options of every member.
@@ -134,9 +140,21 @@ const LOG_OPTIONS: &[OptionSpec] = &[OptionSpec {
            device's erase block or optimal I/O size, 2 MiB and more, less in a small image",
 }];
 
+/// What only kind `remote` has.
+const REMOTE_OPTIONS: &[OptionSpec] = &[
+    remote::URL,
+    remote::CLUSTER,
+    remote::AUTH,
+    remote::CONNECTIONS,
+    remote::DEADLINE,
+    remote::REPLICAS,
+    remote::LAYOUT,
+    remote::CAPACITY,
+];
+
 impl MemberKind {
     /// Every kind.
-    pub const ALL: [MemberKind; 2] = [MemberKind::Log, MemberKind::Linear];
+    pub const ALL: [MemberKind; 3] = [MemberKind::Log, MemberKind::Linear, MemberKind::Remote];
 
     /// The name in the member's superblock, and before the colon in `--member`.
     #[must_use]
@@ -144,7 +162,14 @@ impl MemberKind {
         match self {
             MemberKind::Log => LOG.name,
             MemberKind::Linear => LINEAR.name,
+            MemberKind::Remote => REMOTE.name,
         }
+    }
+
+    /// Its images have no data section: its pages live elsewhere.
+    #[must_use]
+    pub fn is_ghost(self) -> bool {
+        self == MemberKind::Remote
     }
 
     /// The kind of that name.
@@ -163,11 +188,12 @@ impl MemberKind {
     /// The declarations of its options.
     #[must_use]
     pub fn table(self) -> OptionTable {
-        let own: &'static [OptionSpec] = match self {
-            MemberKind::Log => LOG_OPTIONS,
-            MemberKind::Linear => &[],
+        let own: [&'static [OptionSpec]; 2] = match self {
+            MemberKind::Log => [LOG_OPTIONS, &[]],
+            MemberKind::Linear => [&[], &[]],
+            MemberKind::Remote => [LOG_OPTIONS, REMOTE_OPTIONS],
         };
-        OptionTable::new(self.type_name(), true, [OPTIONS, own])
+        OptionTable::new(self.type_name(), true, [OPTIONS, own[0], own[1]])
     }
 }
 
@@ -192,6 +218,16 @@ impl MemberOptions {
     }
 }
 
+/// Bytes that pages may take on the member that `superblock` describes: its data section, or of a
+/// stub what it says of the servers elsewhere.
+#[must_use]
+pub fn capacity_bytes(superblock: &Superblock) -> u64 {
+    match superblock.is_ghost() {
+        true => superblock.slot_count * PAGE_BYTES,
+        false => superblock.data_bytes,
+    }
+}
+
 fn typed(kind: MemberKind, set: &OptionSet) -> Result<MemberOptions, OptionError> {
     let (high_percent, low_percent) = set.high_and_low()?;
     Ok(MemberOptions {
@@ -210,10 +246,14 @@ fn typed(kind: MemberKind, set: &OptionSet) -> Result<MemberOptions, OptionError
         rate_bytes: set.integer("rate"),
         incompressible: set.choice("incompressible") == "take",
         segment_bytes: match kind {
-            MemberKind::Log => set.integer("segment"),
+            MemberKind::Log | MemberKind::Remote => set.integer("segment"),
             MemberKind::Linear => None,
         },
         discard: SegmentDiscard::of(set),
+        remote: match kind {
+            MemberKind::Remote => Some(RemoteOptions::of(set)?),
+            MemberKind::Log | MemberKind::Linear => None,
+        },
     })
 }
 

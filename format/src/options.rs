@@ -1,6 +1,7 @@
 //! `key=value,...` text into typed values, with errors that say what would have been right.
 
 use crate::fault::{self, FaultRule};
+use crate::remote::{self, RemoteUrl};
 use crate::size;
 use crate::types::TypeSpec;
 use std::fmt;
@@ -18,6 +19,14 @@ pub struct OptionSpec {
     pub per_mount: bool,
     /// One line for help texts and man pages.
     pub help: &'static str,
+}
+
+impl OptionSpec {
+    /// It has no default: without it nothing can be done.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        matches!(self.kind, ValueKind::Url)
+    }
 }
 
 /// What values an option takes.
@@ -64,6 +73,8 @@ pub enum ValueKind {
     Faults,
     /// The absolute path of a file, or nothing.
     Path,
+    /// An address, see [`RemoteUrl`], which must be given. Its nodes are joined by commas.
+    Url,
 }
 
 /// How pages are compressed.
@@ -119,6 +130,8 @@ pub enum Value {
     Faults(Vec<FaultRule>),
     /// Of [`ValueKind::Path`].
     Path(String),
+    /// Of [`ValueKind::Url`]; `None` if it is not given.
+    Url(Option<RemoteUrl>),
 }
 
 /// Why an option text was refused.
@@ -148,6 +161,27 @@ pub enum OptionError {
     },
     /// The key is fixed when the image is formatted.
     FixedAtFormat(String),
+    /// The key must be given, and is not.
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// What values it takes.
+        allowed: &'static str,
+    },
+    /// The key does not go with other values that are given.
+    Misplaced {
+        /// The key given.
+        key: &'static str,
+        /// What it goes with.
+        why: &'static str,
+    },
+    /// An address of another kind than the one that the image was formatted for.
+    OtherKindOfUrl {
+        /// The key given.
+        key: &'static str,
+        /// The address of the superblock.
+        formatted: String,
+    },
     /// `low` is not below `high`, both in per cent.
     LowNotBelowHigh {
         /// The value of `low`.
@@ -173,6 +207,15 @@ impl fmt::Display for OptionError {
             OptionError::FixedAtFormat(key) => write!(
                 f,
                 "option '{key}': fixed when the image is formatted: it can't be changed later"
+            ),
+            OptionError::Missing { key, allowed } => {
+                write!(f, "option '{key}': must be given: {allowed}")
+            }
+            OptionError::Misplaced { key, why } => write!(f, "option '{key}': {why}"),
+            OptionError::OtherKindOfUrl { key, formatted } => write!(
+                f,
+                "option '{key}': the image was formatted for {formatted}: an address of another \
+                 kind needs a new format"
             ),
             OptionError::LowNotBelowHigh { low, high } => write!(
                 f,
@@ -213,6 +256,11 @@ impl ValueKind {
                 .map(Value::Integer),
             ValueKind::Faults => return fault::parse(text).map(Value::Faults),
             ValueKind::Path => is_path(text).then(|| Value::Path(text.to_owned())),
+            ValueKind::Url if text.is_empty() => Some(Value::Url(None)),
+            ValueKind::Url => match text.parse::<RemoteUrl>() {
+                Ok(url) => Some(Value::Url(Some(url))),
+                Err(error) => return Err(error.to_string()),
+            },
         };
         parsed.ok_or_else(|| self.allowed())
     }
@@ -241,6 +289,7 @@ impl ValueKind {
             }
             ValueKind::Faults => fault::ALLOWED.to_owned(),
             ValueKind::Path => "an absolute path, without a comma; or nothing".to_owned(),
+            ValueKind::Url => remote::ALLOWED.to_owned(),
         }
     }
 }
@@ -250,7 +299,7 @@ impl ValueKind {
 pub struct OptionTable {
     type_name: &'static str,
     is_member: bool,
-    lists: [&'static [OptionSpec]; 2],
+    lists: [&'static [OptionSpec]; 3],
 }
 
 impl OptionTable {
@@ -258,7 +307,7 @@ impl OptionTable {
     pub(crate) fn new(
         type_name: &'static str,
         is_member: bool,
-        lists: [&'static [OptionSpec]; 2],
+        lists: [&'static [OptionSpec]; 3],
     ) -> OptionTable {
         OptionTable { type_name, is_member, lists }
     }
@@ -290,6 +339,26 @@ impl OptionTable {
     }
 }
 
+/// The entries of a text: what stands between its commas. Behind an address, what has no `=` and is
+/// no key is another of its nodes.
+fn entries_of(table: OptionTable, text: &str) -> Vec<String> {
+    let is_address = |entry: &str| {
+        let option = entry.split_once('=').and_then(|(key, _)| table.find(key));
+        option.is_some_and(|option| matches!(option.kind, ValueKind::Url))
+    };
+    let mut entries: Vec<String> = Vec::new();
+    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        match entries.last_mut().filter(|last| is_address(last)) {
+            Some(last) if !entry.contains('=') && table.find(entry).is_none() => {
+                last.push(',');
+                last.push_str(entry);
+            }
+            _ => entries.push(entry.to_owned()),
+        }
+    }
+    entries
+}
+
 /// The options of one type that a text sets, in its order.
 #[derive(Debug, Clone)]
 pub struct OptionSet {
@@ -312,10 +381,10 @@ impl OptionSet {
     /// As [`OptionSet::parse`].
     pub fn parse_by(table: OptionTable, text: &str) -> Result<OptionSet, OptionError> {
         let mut given: Vec<(&'static OptionSpec, Value, String)> = Vec::new();
-        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let (key, value) = entry.split_once('=').ok_or_else(|| match table.find(entry) {
-                Some(_) => OptionError::NoValue(entry.to_owned()),
-                None => table.unknown(entry),
+        for entry in entries_of(table, text) {
+            let (key, value) = entry.split_once('=').ok_or_else(|| match table.find(&entry) {
+                Some(_) => OptionError::NoValue(entry.clone()),
+                None => table.unknown(&entry),
             })?;
             let option = table.find(key).ok_or_else(|| table.unknown(key))?;
             if given.iter().any(|(other, ..)| other.key == key) {
@@ -340,6 +409,12 @@ impl OptionSet {
         for (option, value, text) in &other.given {
             if !option.per_mount && self.value(option.key) != *value {
                 return Err(OptionError::FixedAtFormat(option.key.to_owned()));
+            }
+            if let (Value::Url(Some(old)), Value::Url(Some(new))) = (self.value(option.key), value)
+                && !old.is_like(new)
+            {
+                let formatted = old.to_string();
+                return Err(OptionError::OtherKindOfUrl { key: option.key, formatted });
             }
             merged.given.retain(|(kept, ..)| kept.key != option.key);
             merged.given.push((option, value.clone(), text.clone()));
@@ -366,6 +441,26 @@ impl OptionSet {
         let option = self.table.find(key);
         let default = option.and_then(|option| option.kind.parse(option.default).ok());
         default.unwrap_or_else(|| panic!("{} has no usable option {key}", self.table.owner()))
+    }
+
+    /// What the text says of `key`, as it stands there; `None` if nothing.
+    #[must_use]
+    pub fn given_text(&self, key: &str) -> Option<&str> {
+        let given = self.given.iter().find(|(option, ..)| option.key == key);
+        given.map(|(_, _, text)| text.as_str())
+    }
+
+    /// The text sets it, to whatever.
+    pub(crate) fn is_given(&self, key: &str) -> bool {
+        self.given.iter().any(|(option, ..)| option.key == key)
+    }
+
+    /// `None` where none is given.
+    pub(crate) fn url(&self, key: &str) -> Option<RemoteUrl> {
+        match self.value(key) {
+            Value::Url(url) => url,
+            _ => None,
+        }
     }
 
     pub(crate) fn choice(&self, key: &str) -> &'static str {

@@ -6,11 +6,12 @@
 use crate::fault::FaultPlan;
 pub use crate::options::Algorithm;
 use crate::options::{OptionError, OptionSet, OptionSpec, OptionTable};
+use crate::remote::RemoteVolumeOptions;
 use std::time::Duration;
 
 mod specs;
 
-pub use specs::{COMMON_OPTIONS, LINEAR, LOG, RAM, TIER, ZMEM};
+pub use specs::{COMMON_OPTIONS, LINEAR, LOG, RAM, REMOTE, TIER, ZMEM};
 
 /// A back-end type as the superblock names it.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub struct TypeSpec {
 }
 
 /// Every type there is, the default one first.
-pub const TYPES: &[&TypeSpec] = &[&ZMEM, &LINEAR, &LOG, &TIER, &RAM];
+pub const TYPES: &[&TypeSpec] = &[&ZMEM, &LINEAR, &LOG, &TIER, &REMOTE, &RAM];
 
 /// Finds a type by its name in the superblock.
 #[must_use]
@@ -182,6 +183,8 @@ pub enum BackendOptions {
     Log(LogOptions),
     /// For [`TIER`].
     Tier(TierOptions),
+    /// For [`REMOTE`].
+    Remote(RemoteVolumeOptions),
     /// For [`RAM`].
     Ram,
 }
@@ -210,7 +213,7 @@ impl TypeSpec {
     /// The declarations of its options.
     #[must_use]
     pub fn table(&self) -> OptionTable {
-        OptionTable::new(self.name, false, [self.options, COMMON_OPTIONS])
+        OptionTable::new(self.name, false, [self.options, COMMON_OPTIONS, &[]])
     }
 
     /// Parses the option text of a superblock (or of `mkswapfs -o`) into typed values.
@@ -273,6 +276,8 @@ impl TypeSpec {
             BackendOptions::Tier(tier_options(set)?)
         } else if self.name == LOG.name {
             BackendOptions::Log(log_options(set))
+        } else if self.name == REMOTE.name {
+            BackendOptions::Remote(RemoteVolumeOptions::of(set)?)
         } else {
             BackendOptions::Ram
         };

@@ -7,7 +7,7 @@ use uuid::Uuid;
 fn kinds_have_the_names_of_types() {
     for kind in MemberKind::ALL {
         assert_eq!(MemberKind::from_type_name(kind.type_name()), Some(kind));
-        assert!(crate::types::find(kind.type_name()).is_some_and(|spec| !spec.ghost));
+        assert!(crate::types::find(kind.type_name()).is_some_and(|s| s.ghost == kind.is_ghost()));
     }
     assert_eq!(MemberKind::from_type_name("zmem"), None);
 }
@@ -28,8 +28,12 @@ fn every_default_is_a_value_that_the_option_takes() {
             incompressible: true,
             segment_bytes: None,
             discard: SegmentDiscard::Auto,
+            remote: None,
         };
-        assert_eq!(MemberOptions::parse(kind, ""), Ok(defaults));
+        match kind {
+            MemberKind::Remote => assert!(MemberOptions::parse(kind, "").is_err()),
+            _ => assert_eq!(MemberOptions::parse(kind, ""), Ok(defaults)),
+        }
     }
 }
 
@@ -49,6 +53,7 @@ fn each_option_has_its_place() {
             incompressible: false,
             segment_bytes: Some(64 << 10),
             discard: SegmentDiscard::Off,
+            remote: None,
         })
     );
     let parse = |text| MemberOptions::parse(MemberKind::Linear, text).unwrap();

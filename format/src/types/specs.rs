@@ -2,6 +2,7 @@
 
 use super::TypeSpec;
 use crate::options::{OptionSpec, ValueKind};
+use crate::remote::options as remote;
 
 /// Options that every type takes.
 pub const COMMON_OPTIONS: &[OptionSpec] = &[
@@ -304,6 +305,28 @@ pub const TIER: TypeSpec = TypeSpec {
             per_mount: true,
             help: "seconds between two looks at a member that has failed",
         },
+    ],
+};
+
+/// Objects or blocks on servers elsewhere.
+pub const REMOTE: TypeSpec = TypeSpec {
+    name: "remote",
+    summary: "pages on servers elsewhere: Redis or Valkey, or any NBD server",
+    ghost: true,
+    has_members: false,
+    options: &[
+        remote::URL,
+        remote::CLUSTER,
+        remote::AUTH,
+        remote::CONNECTIONS,
+        remote::DEADLINE,
+        remote::REPLICAS,
+        remote::LAYOUT,
+        // Of a volume it may change from mount to mount: nothing is there between them.
+        OptionSpec { per_mount: true, ..remote::CAPACITY },
+        ZMEM_ALGO,
+        remote::BUFFER,
+        ZMEM_RESERVE,
     ],
 };
 

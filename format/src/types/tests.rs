@@ -6,7 +6,9 @@ fn every_default_is_a_value_that_the_option_takes() {
         for option in spec.option_specs() {
             assert!(option.kind.parse(option.default).is_ok(), "{} {}", spec.name, option.key);
         }
-        assert!(spec.parse_options("").is_ok());
+        // But for an address, which has no default.
+        let needs_address = spec.option("url").is_some();
+        assert_eq!(spec.parse_options("").is_err(), needs_address, "{}", spec.name);
         assert!(spec.name.len() <= crate::superblock::TYPE_NAME_LEN);
     }
 }
@@ -75,5 +77,5 @@ fn low_lies_below_high() {
 fn only_tier_has_members() {
     let with: Vec<_> = TYPES.iter().filter(|spec| spec.has_members).map(|spec| spec.name).collect();
     assert_eq!(with, ["tier"]);
-    assert_eq!(known_names(), "zmem, linear, log, tier, ram");
+    assert_eq!(known_names(), "zmem, linear, log, tier, remote, ram");
 }
