@@ -15,7 +15,7 @@ use swapfs_format::PAGE_LEN;
 
 /// Version of this page and of what the regions hold. A program of another version can't take
 /// over (`swapfs upgrade` refuses it).
-pub const HANDOVER_VERSION: u32 = 4;
+pub const HANDOVER_VERSION: u32 = 5;
 /// Where the copy of the superblock lies, behind the control page.
 pub const SUPERBLOCK_OFFSET: usize = PAGE_LEN;
 /// Where the volume's counters lie.

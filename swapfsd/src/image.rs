@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use swapfs_format::log::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES};
 use swapfs_format::member::{
-    MAX_DEVICE_MEMBERS, MIN_MEMBER_BYTES, MIN_MEMBER_SEGMENTS, MemberKind,
+    MAX_DEVICE_MEMBERS, MIN_MEMBER_BYTES, MIN_MEMBER_SEGMENTS, MemberKind, capacity_bytes,
 };
 use swapfs_format::superblock::{
     DecodeError, KNOWN_READ_ONLY_COMPATIBLE, PRIMARY_OFFSET_BYTES, Superblock,
@@ -407,7 +407,7 @@ impl Image {
 pub fn member_flaw(superblock: &Superblock) -> Option<String> {
     let Some(kind) = MemberKind::of(superblock) else {
         return Some(format!(
-            "a member is of type 'log' or 'linear', not '{}'",
+            "a member is of type 'log', 'linear' or 'remote', not '{}'",
             superblock.type_name
         ));
     };
@@ -416,6 +416,16 @@ pub fn member_flaw(superblock: &Superblock) -> Option<String> {
         return Some(format!(
             "its place among the tiers is {order}: members have 1 to {MAX_DEVICE_MEMBERS}"
         ));
+    }
+    if kind.is_ghost() {
+        let capacity_bytes = capacity_bytes(superblock);
+        return match data_bytes {
+            0 if capacity_bytes >= MIN_MEMBER_BYTES => None,
+            0 => Some(format!(
+                "its pages may take {capacity_bytes} bytes: a member takes {MIN_MEMBER_BYTES} and more"
+            )),
+            _ => Some("it has a data section, which its type has none of".to_owned()),
+        };
     }
     if superblock.slot_count != data_bytes / PAGE_BYTES {
         return Some(format!(

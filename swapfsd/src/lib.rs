@@ -26,6 +26,7 @@ pub mod logging;
 pub mod members;
 pub mod overfull;
 pub mod protect;
+pub mod remote;
 pub mod reserve;
 pub mod seat;
 pub mod stats;

@@ -6,6 +6,7 @@
 //! the worker serves the same images, whatever their paths say by then. A place without a member
 //! holds another descriptor of the volume's own image, a **filler**.
 
+pub mod elsewhere;
 pub mod images;
 mod search;
 

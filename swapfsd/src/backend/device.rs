@@ -49,6 +49,9 @@ pub trait BlockDevice: Debug + Send + Sync {
     /// # Errors
     /// What the system answers.
     fn lock(&self) -> io::Result<()>;
+
+    /// Reports numbers of its own, by name with the unit last.
+    fn statistics(&self, _report: &mut dyn FnMut(&'static str, u64)) {}
 }
 
 /// An open file with O_DIRECT.

@@ -6,13 +6,16 @@ use super::linear::Linear;
 use super::log::scan::LogArea;
 use super::log::{Log, LogSettings};
 use super::ram::Ram;
-use super::tier::{Setup, Tier};
+use super::tier::{
+    LARGE_JOBS, MemberDevice, MemberSetup, SMALL_JOBS, Setup, Tier, WAITING_THREADS,
+};
 use super::zmem::Zmem;
 use crate::buffer::BufferPool;
 use crate::filter::{Delay, Fault};
 use crate::held::Held;
 use crate::image::{Image, ImageError, ImageKind};
 use crate::members::Members;
+use crate::members::elsewhere::Elsewhere;
 use crate::members::images::{VolumeImages, devices_of};
 use crate::trace::{Recorder, TraceError, Traced};
 use log::warn;
@@ -20,9 +23,16 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use swapfs_format::member::{
+    MAX_DEVICE_MEMBERS, MIN_MEMBER_BYTES, MemberKind, MemberOptions, Promote,
+};
+use swapfs_format::remote::RemoteVolumeOptions;
 use swapfs_format::superblock::Superblock;
 use swapfs_format::trace::DEFAULT_SEGMENT_BYTES;
-use swapfs_format::types::{BackendOptions, LinearEngine, SegmentDiscard, TypedOptions};
+use swapfs_format::types::{
+    BackendOptions, LinearEngine, SegmentDiscard, TierOptions, TypedOptions,
+};
 
 /// No flash has a smaller erase block.
 const LEAST_ERASE_BLOCK_BYTES: u64 = 64 << 10;
@@ -80,18 +90,63 @@ pub fn resources(options: &TypedOptions) -> Resources {
     let automatic = match &options.backend {
         _ if in_memory => 2,
         // A read waits for the device on the thread that has it.
-        BackendOptions::Log(_) | BackendOptions::Tier(_) => 16,
+        BackendOptions::Log(_) | BackendOptions::Tier(_) | BackendOptions::Remote(_) => 16,
         _ => 8,
     };
     let threads = options.common.threads.unwrap_or(automatic);
+    // A member on a server can be added to any volume of tiers.
+    let may_wait = matches!(&options.backend, BackendOptions::Tier(_) | BackendOptions::Remote(_));
     if asynchronous {
         // More than threads: one that holds its slots must find a buffer though all others hold
         // one and wait for those slots.
         let large_buffers = 12.max(threads + 2);
         Resources { threads, small_buffers: 128 + threads, large_buffers }
+    } else if may_wait {
+        // One for each request that waits, and one for each thread that reads for one.
+        let small_buffers = (SMALL_JOBS + WAITING_THREADS) as u32 + 2 * threads;
+        let large_buffers = LARGE_JOBS as u32 + 2 * threads + 2;
+        Resources { threads, small_buffers, large_buffers }
     } else {
         Resources { threads, small_buffers: 2 * threads + 2, large_buffers: threads + 2 }
     }
+}
+
+/// The memory in front of a server is a buffer: what is there goes on its way soon.
+const REMOTE_HIGH_PERCENT: u32 = 50;
+const REMOTE_LOW_PERCENT: u32 = 40;
+/// How often a server that has failed is asked.
+const REMOTE_PROBE: Duration = Duration::from_secs(1);
+
+/// A tier volume that was set up.
+fn tier_of(setup: Setup<'_>, held: &Held) -> Result<Arc<dyn Backend>, String> {
+    let tier = Tier::new(setup, held).map_err(|error| error.to_string())?;
+    if !held.is_adopted() {
+        tier.check_servers()?;
+    }
+    Ok(tier.shared().map_err(|error| error.to_string())?)
+}
+
+/// The one member of a volume of type `remote`, which its own image stands for; nothing is said of
+/// it where it was adopted.
+fn own_member(
+    image: &Image,
+    superblock: &Superblock,
+    options: &RemoteVolumeOptions,
+    adopted: bool,
+) -> Result<(MemberDevice, Vec<(usize, MemberSetup)>), String> {
+    let (volume, stub) = (superblock.uuid, superblock.uuid);
+    let elsewhere = Elsewhere { options: &options.remote, volume, stub };
+    if adopted {
+        return Ok((elsewhere.later()?, Vec::new()));
+    }
+    // As a member that says nothing else.
+    let text = format!("url={}", options.remote.url);
+    let member = MemberOptions::parse(MemberKind::Remote, &text).map_err(|why| why.to_string())?;
+    let member = MemberOptions { promote: Promote::Never, ..member };
+    // A volume that holds nothing that compresses fits, with what a server needs for each page.
+    let auto_bytes = superblock.volume_bytes() / 8 * 9 + MIN_MEMBER_BYTES;
+    let (device, setup) = elsewhere.look(1, image.path(), member, auto_bytes)?;
+    Ok((device, vec![(0, setup)]))
 }
 
 /// Opens the back end that `superblock` names, and that lies over `members` if its type has any. It
@@ -170,11 +225,43 @@ pub fn build(
                 buffers: buffers.clone(),
                 devices: std::array::from_fn(|_| devices.next().flatten()),
                 members: setups,
+                is_open: true,
                 keeper: Arc::clone(&members.keeper),
                 images: Arc::new(images),
             };
-            let tier = Tier::new(setup, held);
-            Arc::new(tier.map_err(|error| BuildError::System(what, error))?)
+            tier_of(setup, held).map_err(fail)?
+        }
+        BackendOptions::Remote(remote) => {
+            let fail = |why: String| {
+                BuildError::System("the server", io::Error::new(io::ErrorKind::InvalidData, why))
+            };
+            let what = "the tiers";
+            let file = image.file().try_clone();
+            let images = file.and_then(|file| VolumeImages::new(superblock.uuid, file, Vec::new()));
+            let images = images.map_err(|error| BuildError::System(what, error))?;
+            let (device, own) =
+                own_member(image, superblock, remote, held.is_adopted()).map_err(fail)?;
+            let mut devices: [Option<MemberDevice>; MAX_DEVICE_MEMBERS] = Default::default();
+            devices[0] = Some(device);
+            let own_options = TierOptions {
+                zmem: remote.zmem,
+                high_percent: REMOTE_HIGH_PERCENT,
+                low_percent: REMOTE_LOW_PERCENT,
+                degraded: false,
+                probe: REMOTE_PROBE,
+            };
+            let setup = Setup {
+                slot_count: superblock.slot_count,
+                options: &own_options,
+                threads: resources(options).threads,
+                buffers: buffers.clone(),
+                devices,
+                members: own,
+                is_open: false,
+                keeper: Arc::clone(&members.keeper),
+                images: Arc::new(images),
+            };
+            tier_of(setup, held).map_err(fail)?
         }
         BackendOptions::Ram => {
             let ram = Ram::new(superblock.slot_count, held);

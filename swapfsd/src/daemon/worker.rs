@@ -73,11 +73,14 @@ pub(super) fn run(arguments: &Arguments, link: i32) -> Result<(), StartError> {
 }
 
 /// A thread that panics leaves its request without an answer, for ever. A process that dies leaves
-/// it to its successor.
+/// it to its successor. One that is caught where it may happen leaves none.
 pub(super) fn die_of_panics() {
     // Not the usual hook, which writes to standard error: its reader may be swapped out.
     std::panic::set_hook(Box::new(|information| {
         error!("{information}");
+        if process::catches_panics() {
+            return;
+        }
         logging::flush_for(Duration::from_millis(100));
         std::process::abort();
     }));
@@ -324,10 +327,11 @@ impl Worker {
         drop(reserve);
         let served = self.session.take().map_or(Ok(Ok(())), thread::JoinHandle::join);
         let served = served.unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+        // Not closed: somebody may go on with what is there.
+        served.map_err(|error| StartError::new("serving FUSE requests", error))?;
         if let Err(error) = self.volume.close() {
             return Err(StartError::new("flush at the end", error));
         }
-        served.map_err(|error| StartError::new("serving FUSE requests", error))?;
         drop(guard.link().say(Kind::Ended, &[]));
         Ok(())
     }

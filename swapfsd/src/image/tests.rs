@@ -64,7 +64,7 @@ fn a_volume_is_no_member_and_that_of_another_volume_is_not_taken() {
 fn what_a_member_needs_is_checked() {
     type Change = fn(&mut Superblock);
     let cases: [(&str, Change, &str); 9] = [
-        ("log", |one| one.type_name = "zmem".to_owned(), "'log' or 'linear', not 'zmem'"),
+        ("log", |one| one.type_name = "zmem".to_owned(), "'linear' or 'remote', not 'zmem'"),
         ("log", |one| one.member_order = 0, "among the tiers is 0: members have 1 to 8"),
         ("linear", |one| one.member_order = 9, "among the tiers is 9"),
         ("linear", |one| one.slot_count -= 1, "says 255 slots"),

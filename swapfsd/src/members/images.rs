@@ -1,10 +1,12 @@
 //! Member images for the back end that stores pages on them: opened, looked at, and their
 //! superblocks written when something is to hold for the next mount.
 
+use super::elsewhere::{Elsewhere, superblock_of};
 use super::{open_member, path_of};
-use crate::backend::device::{BlockDevice, DirectFile};
-use crate::backend::tier::{Images, MemberDevice, MemberSetup, OpenedMember};
+use crate::backend::device::DirectFile;
+use crate::backend::tier::{Backing, Images, Layout, MemberDevice, MemberSetup, OpenedMember};
 use crate::image::{Access, Image, ImageKind};
+use crate::remote;
 use crate::sync::Mutex;
 use crate::sys::file;
 use crate::sys::memory::Mapping;
@@ -12,10 +14,14 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use swapfs_format::PAGE_LEN;
-use swapfs_format::member::{MemberKind, MemberOptions};
+use swapfs_format::member::{MemberKind, MemberOptions, capacity_bytes};
 use swapfs_format::superblock::{Member, PATH_HINT_LEN, PRIMARY_OFFSET_BYTES, Superblock};
 use uuid::Uuid;
+
+/// How long a server may take that is looked at.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The members of one volume.
 #[derive(Debug)]
@@ -42,33 +48,71 @@ impl VolumeImages {
     ///
     /// # Errors
     /// In words, why it can't be used.
-    pub fn device_of(image: &Image) -> Result<MemberDevice, String> {
+    fn device_of(image: &Image) -> Result<MemberDevice, String> {
         let file = image.open_direct().map_err(|error| error.to_string())?;
         Ok(MemberDevice {
-            device: Arc::new(DirectFile::new(file, None)),
+            backing: Backing::Blocks(Arc::new(DirectFile::new(file, None))),
             on_block_device: image.kind() == ImageKind::BlockDevice,
+            deadline: None,
         })
     }
 
-    /// The member that `superblock` describes.
+    /// The member that `superblock` describes, whose image is open, and where its pages are.
     ///
     /// # Errors
-    /// In words, what is wrong with it.
-    pub fn setup_of(superblock: &Superblock, path: &Path) -> Result<MemberSetup, String> {
+    /// In words, what is wrong with it; of one on a server elsewhere, with that.
+    pub fn member_of(
+        image: &Image,
+        superblock: &Superblock,
+        path: &Path,
+    ) -> Result<(MemberDevice, MemberSetup), String> {
         let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
         let kind =
             MemberKind::of(superblock).ok_or_else(|| wrong(&"no member of a tier volume"))?;
         let options = MemberOptions::parse(kind, &superblock.options).map_err(|why| wrong(&why))?;
-        Ok(MemberSetup {
+        let layout = match kind {
+            MemberKind::Log => Layout::Log,
+            MemberKind::Linear => Layout::Linear,
+            MemberKind::Remote => {
+                let remote = options.remote.clone().ok_or_else(|| wrong(&"no url"))?;
+                let (volume, stub) = (superblock.volume_uuid, superblock.uuid);
+                let elsewhere = Elsewhere { options: &remote, volume, stub };
+                let auto_bytes = capacity_bytes(superblock);
+                let found = elsewhere.look(superblock.member_order, path, options, auto_bytes);
+                return found.map_err(|why| wrong(&why));
+            }
+        };
+        let setup = MemberSetup {
             order: superblock.member_order,
             uuid: superblock.uuid,
             kind,
+            layout,
+            is_remote: false,
             data_offset_bytes: superblock.data_offset_bytes,
             data_bytes: superblock.data_bytes,
             segment_bytes: u64::from(superblock.erase_block_bytes),
             path: path.display().to_string(),
             options,
-        })
+        };
+        Ok((VolumeImages::device_of(image)?, setup))
+    }
+
+    /// Where the pages of a member are that a predecessor has used. Its server need not be there.
+    ///
+    /// # Errors
+    /// As for [`VolumeImages::member_of`].
+    pub fn device_again(image: &Image, volume: Uuid) -> Result<MemberDevice, String> {
+        let superblock = image.load_member(volume).map_err(|error| error.to_string());
+        let remote = superblock.ok().and_then(|superblock| {
+            let kind = MemberKind::of(&superblock)?;
+            let options = MemberOptions::parse(kind, &superblock.options).ok()?;
+            Some((options.remote?, superblock.uuid))
+        });
+        match remote {
+            Some((options, stub)) => Elsewhere { options: &options, volume, stub }.later(),
+            // What its superblock says does not matter any more.
+            None => VolumeImages::device_of(image),
+        }
     }
 }
 
@@ -86,14 +130,26 @@ impl Images for VolumeImages {
         let found = found.map_err(|error| error.to_string())?;
         let (image, superblock) = open_member(path, found.uuid, self.volume)?;
         let file = image.file().try_clone().map_err(|error| error.to_string())?;
-        Ok(OpenedMember {
-            device: VolumeImages::device_of(&image)?,
-            setup: VolumeImages::setup_of(&superblock, path)?,
-            file,
-        })
+        let (device, setup) = VolumeImages::member_of(&image, &superblock, path)?;
+        Ok(OpenedMember { device, setup, file })
     }
 
-    fn check(&self, device: &dyn BlockDevice, uuid: Uuid) -> Result<(), i32> {
+    fn check(&self, device: &MemberDevice, uuid: Uuid) -> Result<(), i32> {
+        let is_remote = device.deadline.is_some();
+        // Others are to be looked at too.
+        let soon = Instant::now() + PATIENCE;
+        let device = match &device.backing {
+            Backing::Blocks(device) => device,
+            Backing::Objects(store) => return remote::until(soon, || store.check()),
+            Backing::Unopened(_) => return Err(libc::ENODEV),
+        };
+        if is_remote {
+            // Nothing is written there while somebody else may be at it.
+            return remote::until(soon, || {
+                superblock_of(&**device, uuid)?;
+                device.flush()
+            });
+        }
         let mut page = self.page.lock();
         let bytes = bytes_of(&mut page);
         device.read_at(bytes, PRIMARY_OFFSET_BYTES)?;
@@ -147,12 +203,25 @@ impl Images for VolumeImages {
 
     fn record_options(
         &self,
-        device: &dyn BlockDevice,
+        device: &MemberDevice,
+        path: &str,
         uuid: Uuid,
         change: &dyn Fn(MemberKind, &str) -> Result<String, String>,
     ) -> Result<MemberOptions, String> {
         let failed = |errno: i32| {
             format!("the member's superblock: {}", io::Error::from_raw_os_error(errno))
+        };
+        // Of a member elsewhere the options are in its stub.
+        let device = match (&device.backing, device.deadline) {
+            (Backing::Blocks(device), None) => Arc::clone(device),
+            _ => {
+                let image = Image::open(Path::new(path), Access::ReadWrite);
+                let image = image.map_err(|error| error.to_string())?;
+                match VolumeImages::device_of(&image)?.backing {
+                    Backing::Blocks(device) => device,
+                    _ => return Err(failed(libc::ENODEV)),
+                }
+            }
         };
         let mut page = self.page.lock();
         let bytes = bytes_of(&mut page);
@@ -194,25 +263,18 @@ pub(crate) fn devices_of(
         let path = path_of(file);
         let file = file.try_clone().map_err(|error| error.to_string())?;
         let image = Image::from_open(&path, file).map_err(|error| error.to_string());
-        let opened = image.and_then(|image| Ok((VolumeImages::device_of(&image)?, image)));
-        let image = match opened {
-            Ok((device, image)) => {
-                devices.push(Some(device));
-                image
-            }
-            // The others go on without it, and it is looked for.
-            Err(why) if adopted => {
-                log::error!("a member can't be used: {why}");
-                devices.push(None);
-                continue;
-            }
-            Err(why) => return Err(why),
-        };
         if adopted {
+            let device =
+                image.and_then(|image| VolumeImages::device_again(&image, superblock.uuid));
+            // The others go on without it, and it is looked for.
+            let device = device.inspect_err(|why| log::error!("a member can't be used: {why}"));
+            devices.push(device.ok());
             continue;
         }
+        let image = image?;
         let own = image.load_member(superblock.uuid).map_err(|error| error.to_string())?;
-        let mut setup = VolumeImages::setup_of(&own, &path)?;
+        let (device, mut setup) = VolumeImages::member_of(&image, &own, &path)?;
+        devices.push(Some(device));
         // The volume's table says who is above whom.
         if let Some(entry) = superblock.members.get(place) {
             setup.order = entry.order;

@@ -1,4 +1,4 @@
-//! The global allocator: the system's, with two things that a swap daemon needs.
+//! The global allocator: the system's, with three things that a swap daemon needs.
 //!
 //! * **fuser's read buffers.** fuser reads each request into a `Vec` of 16 MiB + 4 KiB that it
 //!   makes itself. Write data starts 80 bytes into it, so with any usual allocator it could not
@@ -8,7 +8,10 @@
 //! * **Counting.** Threads mark the I/O path with [`IoPath::enter`]; allocations made there are
 //!   counted (`heap_allocations_on_io_path` in stats.json), since there should be none: one
 //!   could wait for memory that only swap can free.
+//! * **The way to servers elsewhere.** What threads allocate on it comes from a pool of its own
+//!   ([`super::network_heap`]).
 
+use super::network_heap;
 use super::pin::Pin;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -31,6 +34,15 @@ static IO_PATH_ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     static ON_IO_PATH: Cell<bool> = const { Cell::new(false) };
+    /// The thread's allocations from the system.
+    #[cfg(test)]
+    static OF_THREAD: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Allocations from the system that the calling thread has made.
+#[cfg(test)]
+pub(crate) fn thread_allocations() -> u64 {
+    OF_THREAD.get()
 }
 
 /// While one of these lives, the thread is on the I/O path.
@@ -64,6 +76,8 @@ struct SwapfsAllocator;
 static ALLOCATOR: SwapfsAllocator = SwapfsAllocator;
 
 fn count() {
+    #[cfg(test)]
+    let _ = OF_THREAD.try_with(|count| count.set(count.get() + 1));
     // `try_with`: a thread that is ending may free and allocate after its locals are gone.
     if ON_IO_PATH.try_with(Cell::get).unwrap_or(false) {
         IO_PATH_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
@@ -97,10 +111,16 @@ fn map_fuser_buffer() -> *mut u8 {
     unsafe { mapping.cast::<u8>().add(START_IN_MAPPING) }
 }
 
-// SAFETY: memory comes from `System`, or, for one size, from a mapping of its own that is large
-// enough and is given back whole; `dealloc` tells them apart by the layout, as `alloc` did.
+// SAFETY: memory comes from the pool, whose blocks are known by their addresses; or else, for one
+// size, from a mapping of its own that is large enough and is given back whole, by the layout; or
+// else from `System`. `dealloc` tells them apart in the same order.
 unsafe impl GlobalAlloc for SwapfsAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if network_heap::active()
+            && let Some(block) = network_heap::allocate(&layout)
+        {
+            return block.as_ptr();
+        }
         count();
         if is_fuser_buffer(&layout) {
             return map_fuser_buffer();
@@ -110,6 +130,13 @@ unsafe impl GlobalAlloc for SwapfsAllocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if network_heap::active()
+            && let Some(block) = network_heap::allocate(&layout)
+        {
+            // SAFETY: the block is at least that long, and nobody else has it.
+            unsafe { block.write_bytes(0, layout.size()) };
+            return block.as_ptr();
+        }
         count();
         if is_fuser_buffer(&layout) {
             return map_fuser_buffer();
@@ -119,6 +146,10 @@ unsafe impl GlobalAlloc for SwapfsAllocator {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        if network_heap::owns(pointer) {
+            // SAFETY: it is the pool's, and the caller gives it up with the layout it has.
+            return unsafe { network_heap::free(pointer, &layout) };
+        }
         if is_fuser_buffer(&layout) {
             // SAFETY: such a layout was given START_IN_MAPPING into its own mapping.
             let mapping = unsafe { pointer.sub(START_IN_MAPPING) };
@@ -137,10 +168,16 @@ unsafe impl GlobalAlloc for SwapfsAllocator {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        let new_layout = Layout::from_size_align(new_size, layout.align());
-        match new_layout {
-            Ok(new_layout) if is_fuser_buffer(&layout) || is_fuser_buffer(&new_layout) => {
+        let Ok(new_layout) = Layout::from_size_align(new_size, layout.align()) else {
+            return std::ptr::null_mut();
+        };
+        let pooled = network_heap::owns(pointer);
+        if pooled && network_heap::fits(&layout, &new_layout) {
+            return pointer;
+        }
+        let special = is_fuser_buffer(&layout) || is_fuser_buffer(&new_layout);
+        match pooled || special || network_heap::active() {
+            true => {
                 // SAFETY: the caller promises that new_size is not zero.
                 let moved = unsafe { self.alloc(new_layout) };
                 if !moved.is_null() {
@@ -152,8 +189,11 @@ unsafe impl GlobalAlloc for SwapfsAllocator {
                 }
                 moved
             }
-            // SAFETY: the caller's promises are passed on.
-            _ => unsafe { System.realloc(pointer, layout, new_size) },
+            false => {
+                count();
+                // SAFETY: the caller's promises are passed on.
+                unsafe { System.realloc(pointer, layout, new_size) }
+            }
         }
     }
 }

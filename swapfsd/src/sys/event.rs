@@ -2,7 +2,7 @@
 
 use super::check;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A counter in the kernel that can be waited for.
 #[derive(Debug)]
@@ -26,10 +26,23 @@ impl EventFd {
         // SAFETY: eight bytes of a live array.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
+
+    /// Sets it to zero again. Waits if it is zero: for the one that has found it readable.
+    pub fn clear(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: eight bytes of a live array.
+        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
 }
 
 impl AsRawFd for EventFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -9,10 +9,13 @@ pub mod fuse_ring;
 pub mod hold;
 pub mod memory;
 pub mod mount;
+pub mod network_heap;
 pub mod passing;
 pub mod pin;
 pub mod process;
+pub mod socket;
 pub mod spawn;
+pub mod stream;
 
 /// `Ok` with a non-negative result of a libc call, else the error in errno.
 pub(crate) fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {

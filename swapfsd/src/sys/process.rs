@@ -1,9 +1,11 @@
 //! What the daemon sets of its own process: protection, and going into the background.
 
 use super::check;
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// Not in libc yet for every target: `PR_SET_IO_FLUSHER` of linux/prctl.h.
@@ -203,6 +205,28 @@ pub fn stay_on_cpu(cpu: u32) -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, bytes, &raw const set) }).map(drop)
 }
 
+thread_local! {
+    /// How many calls of [`catch_panic`] the thread is in.
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// What `work` answers; `None`: it panicked, which then is no reason to die: for libraries that may
+/// panic of what a server says. What `work` changes must make sense wherever it stops.
+pub fn catch_panic<R>(work: impl FnOnce() -> R) -> Option<R> {
+    CATCHING.set(CATCHING.get() + 1);
+    let result = catch_unwind(AssertUnwindSafe(work)).ok();
+    CATCHING.set(CATCHING.get() - 1);
+    result
+}
+
+/// Whether a panic of the calling thread is caught by [`catch_panic`]: for the hook that runs before
+/// anything is caught.
+#[must_use]
+pub fn catches_panics() -> bool {
+    // `try_with`: a thread that is ending may panic after its locals are gone.
+    CATCHING.try_with(Cell::get).unwrap_or(0) > 0
+}
+
 /// Ends this process as SIGKILL from outside would: for tests.
 pub fn kill_self() {
     let own = std::process::id() as libc::pid_t;
@@ -214,11 +238,17 @@ pub fn kill_self() {
     }
 }
 
+/// The number of the effective user.
+#[must_use]
+pub fn effective_user() -> u32 {
+    // SAFETY: the call has no arguments and can't fail.
+    unsafe { libc::geteuid() }
+}
+
 /// The effective user is root.
 #[must_use]
 pub fn is_root() -> bool {
-    // SAFETY: the call has no arguments and can't fail.
-    unsafe { libc::geteuid() == 0 }
+    effective_user() == 0
 }
 
 /// Which side of a fork one is on.
@@ -270,4 +300,27 @@ pub fn detach_standard_streams() -> io::Result<()> {
         check(unsafe { libc::dup2(null.as_raw_fd(), target) })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_that_is_caught_is_known_as_such() {
+        assert!(!catches_panics());
+        let inner = catch_panic(|| {
+            assert!(catches_panics());
+            let nested: Option<()> = catch_panic(|| panic!("on purpose"));
+            assert!(nested.is_none() && catches_panics());
+            // Of this thread, and of no other.
+            let other = std::thread::spawn(catches_panics).join().unwrap();
+            assert!(!other);
+            7
+        });
+        assert_eq!(inner, Some(7));
+        assert!(!catches_panics());
+        let caught: Option<()> = catch_panic(|| panic!("on purpose"));
+        assert!(caught.is_none() && !catches_panics());
+    }
 }

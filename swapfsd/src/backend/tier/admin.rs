@@ -7,7 +7,7 @@
 
 use super::member::{Member, State};
 use super::record::Order;
-use super::{Tier, member_of, place_of, record, report};
+use super::{Backing, Tier, member_of, place_of, record, report};
 use crate::admin::{Administration, Direction, Done, Progress, Reply, Request};
 use crate::crash::{self, Point};
 use std::path::Path;
@@ -34,6 +34,7 @@ impl Tier {
 
     fn add(&self, image: &Path) -> Result<Reply, String> {
         let _alone = self.changing.lock();
+        self.may_change_members()?;
         let lower = &self.lower;
         let path = image.to_str().ok_or_else(|| format!("{}: no text", image.display()))?;
         let fail = |why: &dyn std::fmt::Display| format!("tier add: {path}: {why}");
@@ -59,9 +60,20 @@ impl Tier {
         };
         let identity = place_of(lower, &opened.setup).map_err(|error| fail(&error))?;
         // All memory that it needs, before anybody knows of it.
-        let device = Some(opened.device.clone());
-        let member = Arc::new(member_of(place, identity.clone(), device).map_err(|e| fail(&e))?);
-        opened.device.device.lock().map_err(|error| fail(&error))?;
+        let device = opened.device.clone().opened(identity.run).map_err(|error| fail(&error))?;
+        let device = Some(device);
+        let member = member_of(lower, place, identity.clone(), device).map_err(|e| fail(&e))?;
+        let member = Arc::new(member);
+        if let Backing::Blocks(device) = &opened.device.backing {
+            device.lock().map_err(|error| fail(&error))?;
+        }
+        if member.is_remote() {
+            self.start_waiting().map_err(|error| fail(&error))?;
+            if let Some(Err(errno)) = member.objects().map(|objects| objects.check()) {
+                let why = std::io::Error::from_raw_os_error(errno);
+                return Err(fail(&format_args!("the server can't be used: {why}")));
+            }
+        }
         let start = self.prepare_upkeep(Arc::clone(&member)).map_err(|error| fail(&error))?;
         // From here on a successor knows of it, and finds nothing on it.
         lower.records.at(place).publish(&identity, &opened.setup.options);
@@ -82,6 +94,16 @@ impl Tier {
         lower.wake();
         self.images.record(&lower.setups())?;
         Ok(Reply::Done(Done { order: Some(order), ..Done::default() }))
+    }
+
+    /// Not of a volume of type `remote`, which is its own only member.
+    fn may_change_members(&self) -> Result<(), String> {
+        match self.is_open {
+            true => Ok(()),
+            false => Err("the volume is of type 'remote', which has one tier on a server and no \
+                          others: format a volume of type 'tier' for that"
+                .to_owned()),
+        }
     }
 
     /// Gives up what a predecessor had held and not made a member: its image would stay locked.
@@ -112,6 +134,7 @@ impl Tier {
         }
         {
             let _alone = self.changing.lock();
+            self.may_change_members()?;
             let member = self.member(order)?;
             if let Some(other) = self.lower.records.evacuation() {
                 let other = self.lower.at(other.place).map_or(0, |member| member.order());
@@ -232,8 +255,8 @@ impl Tier {
             MemberOptions::merged(kind, old, options).map_err(|why| why.to_string())
         };
         let device = member.device().ok_or_else(|| wrong(&"its device is not there"))?;
-        let uuid = member.identity.uuid;
-        let options = self.images.record_options(&*device, uuid, &change);
+        let (path, uuid) = (&member.identity.path, member.identity.uuid);
+        let options = self.images.record_options(&device, path, uuid, &change);
         self.lower.records.at(member.place).set(&options.map_err(|why| wrong(&why))?);
         self.lower.wake();
         Ok(done())

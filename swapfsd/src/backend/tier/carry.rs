@@ -4,16 +4,18 @@
 //! The slot table is the only thing that knows what lies where, so nothing on a device says it. A
 //! look at the table costs 8 bytes a slot, where a page costs a thousand.
 
+use super::counts::add;
 use super::demote::keep_rate;
 use super::load::{Load, Moved, Source, Why};
 use super::lower::{Lower, is_below};
-use super::member::{Lies, Member, State, add};
+use super::member::{Lies, Member, State};
 use super::space::{MAX_EXTENT_BYTES, Stream};
 use crate::backend::objects::entry::Entry;
 use crate::backend::objects::neighbours::{Run, first_run};
 use crate::backend::zmem::{OpenSegment, Purpose, Store};
 use crate::codec::Encoding;
 use crate::crash::{self, Point};
+use crate::remote::Key;
 use crate::sys::memory::Mapping;
 use std::io;
 use std::sync::Arc;
@@ -22,6 +24,9 @@ use swapfs_format::PAGE_LEN;
 
 /// Objects that are found before they are moved.
 const MAX_FOUND: usize = 32 << 10;
+
+/// Objects that a server is asked for at once.
+const MAX_OBJECTS: usize = 256;
 
 /// An object on a member.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +67,15 @@ impl Carried {
     }
 }
 
+/// Where objects come from, and why they go.
+#[derive(Debug, Clone, Copy)]
+struct Way<'a> {
+    store: &'a Store,
+    lower: &'a Lower,
+    from: &'a Member,
+    why: Why,
+}
+
 /// Who moves what lies on a member.
 #[derive(Debug)]
 pub(super) struct Carrier {
@@ -83,6 +97,7 @@ impl Carrier {
             stored: 0,
             check: super::member::Check::InFront,
             encoding: Encoding::Raw,
+            salt: 0,
         };
         let nothing = Found { slot: 0, entry: Entry::ABSENT, lies, generation: 0 };
         let mut found = vec![nothing; MAX_FOUND];
@@ -111,7 +126,7 @@ impl Carrier {
         let Some(object) = entry.as_object().filter(|object| member.has(object.location)) else {
             return;
         };
-        let lies = member.lies(&object);
+        let lies = member.lies_of(slot, &object);
         if self.is_full() || !member.space.is_inside(lies.offset, lies.stored) {
             return;
         }
@@ -136,7 +151,11 @@ impl Carrier {
         found.sort_unstable_by_key(|found| found.lies.offset);
         let mut carried = Carried::default();
         let mut rest = &found[..];
-        while let Some(Run { count, .. }) = first_run(rest, place_of, MAX_EXTENT_BYTES as u64) {
+        let next = |rest: &[Found]| match from.has_objects() {
+            true => objects_at_a_time(rest),
+            false => first_run(rest, place_of, MAX_EXTENT_BYTES as u64).map(|run| run.count),
+        };
+        while let Some(count) = next(rest) {
             if store.stop.load(Ordering::Relaxed) || carried.no_room {
                 break;
             }
@@ -161,6 +180,9 @@ impl Carrier {
         run: &[Found],
         target: &mut impl FnMut(Encoding) -> Option<Target>,
     ) -> Carried {
+        if from.has_objects() {
+            return self.carry_objects(store, lower, from, why, run, target);
+        }
         let mut carried = Carried::default();
         let whole = first_run(run, place_of, u64::MAX);
         let Some(Run { from: start, end, .. }) = whole else { return carried };
@@ -188,11 +210,72 @@ impl Carrier {
             }
             return carried;
         }
-        let mut targets: [Option<Option<Target>>; 2] = [None, None];
-        for found in run {
+        let stored_of = |_: usize, found: &Found| {
             let at = (found.lies.offset - start) as usize;
-            let stored = &buffer[at..at + found.lies.stored as usize];
-            let Some((bytes, checksum)) = found.lies.unchecked(stored) else {
+            Some(&buffer[at..at + found.lies.stored as usize])
+        };
+        carried.add(self.pass_on(&Way { store, lower, from, why }, run, &stored_of, target));
+        carried
+    }
+
+    /// Moves objects that a server has, all of which it is asked for at once.
+    fn carry_objects(
+        &mut self,
+        store: &Store,
+        lower: &Lower,
+        from: &Member,
+        why: Why,
+        run: &[Found],
+        target: &mut impl FnMut(Encoding) -> Option<Target>,
+    ) -> Carried {
+        // SAFETY: as in `carry_run`: as many are asked for as fit.
+        let memory =
+            unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.memory.len()) };
+        let mut places = [(0, 0); MAX_OBJECTS];
+        let mut fill = 0;
+        for (place, found) in places.iter_mut().zip(run) {
+            *place = (fill, 0);
+            fill += found.lies.stored as usize;
+        }
+        let mut keys = [Key { slot: 0, number: 0 }; MAX_OBJECTS];
+        for (key, found) in keys.iter_mut().zip(run) {
+            *key = Key { slot: found.slot, number: found.lies.offset };
+        }
+        let outcome = from.get(&keys[..run.len()], &mut |index, stored| {
+            let (at, len) = &mut places[index];
+            let expected = run[index].lies.stored as usize;
+            if let Some(stored) = stored.filter(|stored| stored.len() == expected)
+                && let Some(to) = memory.get_mut(*at..*at + expected)
+            {
+                to.copy_from_slice(stored);
+                *len = expected;
+            }
+        });
+        if outcome.is_err() {
+            add(&from.counters.read_errors, 1);
+        }
+        let stored_of = |index: usize, _: &Found| {
+            let (at, len) = places[index];
+            (len > 0).then(|| &memory[at..at + len])
+        };
+        self.pass_on(&Way { store, lower, from, why }, run, &stored_of, target)
+    }
+
+    /// Sends on what was read: `stored_of` answers what was found of an object of `run`, which has
+    /// that index there.
+    fn pass_on<'a>(
+        &mut self,
+        way: &Way<'_>,
+        run: &[Found],
+        stored_of: &dyn Fn(usize, &Found) -> Option<&'a [u8]>,
+        target: &mut impl FnMut(Encoding) -> Option<Target>,
+    ) -> Carried {
+        let Way { store, lower, from, why } = *way;
+        let mut carried = Carried::default();
+        let mut targets: [Option<Option<Target>>; 2] = [None, None];
+        for (index, found) in run.iter().enumerate() {
+            let unchecked = stored_of(index, found).and_then(|stored| found.lies.unchecked(stored));
+            let Some((bytes, checksum)) = unchecked else {
                 // Moved or damaged; whoever reads it finds out.
                 carried.unreadable += 1;
                 continue;
@@ -244,9 +327,9 @@ impl Carrier {
             true => &mut self.raw,
             false => &mut self.load,
         };
-        if other(load) || !load.fits(moved.encoding, moved.bytes.len()) {
+        if other(load) || !load.fits(moved.bytes.len()) {
             carried.add(send(store, lower, load, why));
-            if !load.begin(to, stream) || !load.fits(moved.encoding, moved.bytes.len()) {
+            if !load.begin(to, stream) || !load.fits(moved.bytes.len()) {
                 lower.wake();
                 carried.no_room = true;
                 return carried;
@@ -288,7 +371,7 @@ impl Carrier {
         drop(alone);
         crash::pass(Point::TierPromotePublished);
         if published {
-            store.release(moved.entry);
+            store.release(moved.slot, moved.entry);
             carried.pages += 1;
             carried.bytes += moved.bytes.len() as u64;
         } else {
@@ -311,6 +394,17 @@ fn send(store: &Store, lower: &Lower, load: &mut Load, why: Why) -> Carried {
         keep_rate(store, lower, &member, outcome.written_bytes);
     }
     Carried { pages: outcome.pages, bytes: outcome.bytes, no_room: outcome.failed, unreadable: 0 }
+}
+
+/// How many objects of a server are asked for at once; `None`: there are none.
+fn objects_at_a_time(found: &[Found]) -> Option<usize> {
+    let mut bytes = 0;
+    let fits = |found: &&Found| {
+        bytes += found.lies.stored as usize;
+        bytes <= MAX_EXTENT_BYTES
+    };
+    let count = found.iter().take(MAX_OBJECTS).take_while(fits).count();
+    (count > 0).then_some(count)
 }
 
 fn place_of(found: &Found) -> (u64, u64) {

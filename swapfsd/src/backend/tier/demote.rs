@@ -4,9 +4,10 @@
 //! A hand goes round the slot table; what it does at each entry is [`super::policy`]'s business.
 //! Two threads share the hand, so that one gathers pages while the other one's are being written.
 
+use super::counts::add;
 use super::load::{Load, Moved, Outcome, Source, Why};
 use super::lower::{Decodes, Lower, is_below};
-use super::member::{Member, State, add};
+use super::member::{Member, State};
 use super::policy::{self, SWEEP_ROUNDS, Visit, VisitBelow};
 use super::space::Stream;
 use crate::backend::objects::entry::{Entry, Object};
@@ -34,6 +35,8 @@ pub(super) struct Demoter {
     /// Where those go that a member skips, if they go elsewhere.
     raw: Load,
     raw_goes_elsewhere: bool,
+    /// It works only where a server elsewhere may keep others from it.
+    is_further: bool,
 }
 
 /// Nobody below takes pages.
@@ -45,8 +48,9 @@ impl Demoter {
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new() -> io::Result<Demoter> {
-        Ok(Demoter { load: Load::new()?, raw: Load::new()?, raw_goes_elsewhere: false })
+    pub(super) fn new(is_further: bool) -> io::Result<Demoter> {
+        let (load, raw) = (Load::new()?, Load::new()?);
+        Ok(Demoter { load, raw, raw_goes_elsewhere: false, is_further })
     }
 
     pub(super) fn run(mut self, store: &Store) {
@@ -60,6 +64,10 @@ impl Demoter {
         let mut decodes = Decodes::new();
         let mut changes = 0;
         while !store.stop.load(Ordering::Relaxed) {
+            if self.is_further && !lower.members().iter().any(|member| member.is_late()) {
+                lower.wait(IDLE_LOOK);
+                continue;
+            }
             let urgent = lower.take_urgent();
             if !urgent && !is_over(store, &lower) {
                 let changes_before = std::mem::replace(&mut changes, store.pool.arena.changes());
@@ -81,6 +89,9 @@ impl Demoter {
     /// Moves pages down until there is enough room; answers how many.
     fn demote(&mut self, store: &Store, lower: &Lower, urgent: bool) -> u64 {
         let _members_stay = lower.moving.read();
+        if store.stop.load(Ordering::Relaxed) {
+            return 0;
+        }
         let place = |encoding| lower.destination_below(0, encoding).map(|member| member.place);
         self.raw_goes_elsewhere = place(Encoding::Raw) != place(Encoding::Lz4);
         let slot_count = store.table.slot_count();
@@ -146,7 +157,7 @@ impl Demoter {
             true => &mut self.raw,
             false => &mut self.load,
         };
-        if !load.fits(object.encoding, object.len) {
+        if !load.fits(object.len) {
             // Nothing is written while a slot's lock is held.
             sent = send(store, lower, load).pages;
             // Its room may be gone by the time that it is asked for.
@@ -161,7 +172,7 @@ impl Demoter {
         let _shared = store.slots.of(slot).read();
         // Touched meanwhile, or moved, or it does not fit into what was begun: it has its turn later.
         if cell.load(Ordering::Acquire) == entry.0
-            && load.fits(object.encoding, object.len)
+            && load.fits(object.len)
             && let Some((bytes, checksum)) = store.pool.unchecked(object)
         {
             store.pool.hold(object);
@@ -265,7 +276,7 @@ fn to_copy(store: &Store, lower: &Lower, slot: u64, cell: &AtomicU64) -> bool {
     }
     drop(alone);
     crash::pass(Point::TierPublished);
-    store.release(entry);
+    store.release(slot, entry);
     lower.count_copy(false);
     add(&member.counters.demoted_in_pages, 1);
     lower.counters.demoted_to_copies.fetch_add(1, Ordering::Relaxed);

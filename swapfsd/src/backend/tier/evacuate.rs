@@ -176,6 +176,14 @@ impl Evacuator {
         crash::pass(Point::TierWithdrawn);
         lower.uninstall(member.place);
         drop(alone);
+        // Nobody else ends what is in doubt here, nor removes what nobody needs there.
+        member.end_old_doubts(Duration::ZERO);
+        if let Some(objects) = member.objects()
+            && let Err(errno) = objects.clear(None)
+        {
+            let why = io::Error::from_raw_os_error(errno);
+            warn!("{}: what is left there: {why}: see 'swapfs remote gc'", member.name());
+        }
         info!("{} is empty, and no part of the volume any more", member.name());
         self.forget(lower, member.place);
         lower.wake();

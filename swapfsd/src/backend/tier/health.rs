@@ -1,9 +1,9 @@
 //! Members that have failed are looked at now and then, and used again when they work. And how old
 //! pages are, for those who ask.
 
-use super::Images;
 use super::lower::{Lower, is_below};
 use super::member::State;
+use super::{Backing, Images};
 use crate::backend::objects::entry::Entry;
 use crate::backend::zmem::Store;
 use crate::members::Keeper;
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(200);
 /// How often pages are counted by age, at most.
 const SURVEY: Duration = Duration::from_secs(5);
+/// How often a server elsewhere is asked whether it works again, at least.
+const PROBE_ELSEWHERE: Duration = Duration::from_secs(1);
 /// A survey takes this part of the time at most.
 const SURVEY_PART: u32 = 100;
 
@@ -29,7 +31,10 @@ pub(super) fn run(store: &Store, images: &dyn Images, keeper: &dyn Keeper) {
     let mut next_survey = Instant::now();
     while !store.stop.load(Ordering::Relaxed) {
         std::thread::sleep(LOOK);
-        if looked.elapsed() >= lower.probe {
+        // A server is asked more often: that costs it nothing.
+        let elsewhere = lower.members().iter().any(|member| member.is_remote());
+        let probe_every = if elsewhere { lower.probe.min(PROBE_ELSEWHERE) } else { lower.probe };
+        if looked.elapsed() >= probe_every {
             looked = Instant::now();
             probe(&lower, images, keeper);
         }
@@ -49,25 +54,45 @@ pub(super) fn probe(lower: &Lower, images: &dyn Images, keeper: &dyn Keeper) {
         }
         let identity = &member.identity;
         if let Some(device) = member.device()
-            && images.check(&*device, identity.uuid).is_ok()
+            && images.check(&device, identity.uuid).is_ok()
         {
             member.recover();
             lower.wake();
+            continue;
+        }
+        // What is elsewhere is looked for by whoever talks to it, once that can be begun with.
+        if let Some(device) = member.device().filter(|_| member.is_remote()) {
+            if matches!(device.backing, Backing::Unopened(_))
+                && let Ok(device) = device.opened(identity.run)
+            {
+                member.set_device(Some(device));
+            }
             continue;
         }
         // The device may have come back as another one.
         let Ok(opened) = images.open(&identity.path) else { continue };
         let same = opened.setup.uuid == identity.uuid
             && opened.setup.data_offset_bytes == identity.data_offset_bytes;
-        if same && images.check(&*opened.device.device, identity.uuid).is_ok() {
+        if !same {
+            continue;
+        }
+        let device = opened.device.opened(identity.run);
+        let Ok(device) = device.inspect_err(|error| warn!("{}: {error}", member.name())) else {
+            continue;
+        };
+        if images.check(&device, identity.uuid).is_ok() {
             // A successor is to have this one, and no other program.
             let held = keeper.hold(member.place, &opened.file);
-            if let Err(error) = held.and_then(|()| opened.device.device.lock()) {
+            let locked = held.and_then(|()| match &device.backing {
+                Backing::Blocks(device) => device.lock(),
+                Backing::Objects(_) | Backing::Unopened(_) => Ok(()),
+            });
+            if let Err(error) = locked {
                 warn!("{} is there again, and can't be held: {error}", member.name());
                 continue;
             }
             warn!("{} is there again", member.name());
-            member.set_device(Some(opened.device.device));
+            member.set_device(Some(device));
             member.recover();
             lower.wake();
         }

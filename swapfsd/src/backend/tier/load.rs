@@ -12,13 +12,16 @@
 //! its segment is not used again; of a device's, the segment's generation must be what it was when
 //! it was read.
 
-use super::member::{Member, add};
+use super::counts::add;
+use super::envelope::{self, ENVELOPE_BYTES};
+use super::member::Member;
 use super::policy;
-use super::space::{Extent, MAX_EXTENT_BYTES, Stream};
+use super::space::{Extent, MAX_EXTENT_BYTES, Space, Stream};
 use crate::backend::objects::entry::{Entry, HEADER_BYTES, Object};
 use crate::backend::zmem::Store;
 use crate::codec::Encoding;
 use crate::crash::{self, Point};
+use crate::remote::{Key, nbd};
 use crate::sys::memory::Mapping;
 use crate::sys::process;
 use std::io;
@@ -26,8 +29,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use swapfs_format::PAGE_LEN;
 
-/// More than fit into an extent.
-const MAX_ITEMS: usize = MAX_EXTENT_BYTES / (HEADER_BYTES + 24);
+/// Objects in a load at most: more than fit into an extent, unless they are tiny.
+const MAX_ITEMS: usize = 8 << 10;
+
+/// Objects that are put on a server by one call.
+const MAX_PUT: usize = 256;
 
 /// What an object comes from.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +61,9 @@ struct Item {
     expected: Entry,
     new: Object,
     offset: u64,
+    /// Where in the load it is, and what it takes there.
+    at: usize,
+    stored: usize,
     /// What it takes on the member.
     size: u64,
     /// Its encoded bytes.
@@ -108,6 +117,8 @@ impl Load {
             expected: Entry::ABSENT,
             new: object,
             offset: 0,
+            at: 0,
+            stored: 0,
             size: 0,
             len: 0,
             source: Source::Arena(object),
@@ -135,34 +146,40 @@ impl Load {
     /// Begins one for `member`. False: there is no room.
     pub(super) fn begin(&mut self, member: &Arc<Member>, stream: Stream) -> bool {
         debug_assert!(self.is_empty() && self.to.is_none());
-        let extent = member.space.begin(stream);
+        let extent = member.begin(stream);
         self.to = extent.map(|extent| (Arc::clone(member), extent));
         self.fill = 0;
         self.to.is_some()
     }
 
     /// Does such an object fit?
-    pub(super) fn fits(&self, encoding: Encoding, len: usize) -> bool {
+    pub(super) fn fits(&self, len: usize) -> bool {
         self.to.as_ref().is_some_and(|(member, extent)| {
-            self.items.len() < MAX_ITEMS
-                && self.fill + member.stored_bytes(encoding, len) <= extent.capacity
+            self.items.len() < MAX_ITEMS && self.fill + member.stored_bytes(len) <= extent.capacity
         })
     }
 
     /// Adds an object that fits.
     pub(super) fn push(&mut self, moved: &Moved<'_>) {
         let Some((member, extent)) = &self.to else { return };
-        let offset = extent.offset + self.fill as u64;
-        let size = member.stored_bytes(moved.encoding, moved.bytes.len());
+        let offset = member.offset_in(extent, self.fill);
+        let size = member.stored_bytes(moved.bytes.len());
         let new = member.object_at(offset, moved.encoding, moved.bytes.len(), moved.checksum);
-        let lies = member.lies(&new);
+        let lies = member.lies_of(moved.slot, &new);
         let taken = member.space.taken_by(lies.stored);
         let fill = self.fill;
         let in_front = lies.stored as usize != moved.bytes.len();
-        let to = &mut self.bytes()[fill..fill + size];
+        let sealed =
+            member.has_objects().then(|| envelope::seal(&Key { slot: moved.slot, number: offset }));
+        let mut to = &mut self.bytes()[fill..fill + size];
+        if let Some(envelope) = sealed {
+            let (front, rest) = to.split_at_mut(ENVELOPE_BYTES);
+            front.copy_from_slice(&envelope);
+            to = rest;
+        }
         let (front, rest) = to.split_at_mut(if in_front { HEADER_BYTES } else { 0 });
         if in_front {
-            front.copy_from_slice(&moved.checksum.to_le_bytes());
+            front.copy_from_slice(&(moved.checksum ^ lies.salt).to_le_bytes());
         }
         let (body, padding) = rest.split_at_mut(moved.bytes.len());
         body.copy_from_slice(moved.bytes);
@@ -173,6 +190,8 @@ impl Load {
             expected: moved.entry,
             new,
             offset,
+            at: fill,
+            stored: size,
             size: taken,
             len: moved.bytes.len() as u64,
             source: moved.source,
@@ -188,29 +207,15 @@ impl Load {
             member.space.give_back(extent);
             return outcome;
         }
-        let (fill, end) = (self.fill, self.fill.next_multiple_of(PAGE_LEN));
-        self.bytes()[fill..end].fill(0);
-        crash::pass(Point::TierLoaded);
-        let written = process::as_realtime(|| member.write(&self.bytes()[..end], extent.offset));
-        crash::pass(Point::TierWritten);
-        outcome.failed = written.is_err();
-        outcome.written_bytes = if outcome.failed { 0 } else { end as u64 };
+        match member.has_objects() {
+            true => self.put(store, &member, extent, why, &mut outcome),
+            false => self.write(store, &member, extent, why, &mut outcome),
+        }
         for item in &self.items {
-            // What could not be written is given back as a whole, below.
-            if !outcome.failed {
-                member.space.placed(item.offset, item.size);
-                if publish(store, &member, item, why) {
-                    outcome.pages += 1;
-                    outcome.bytes += item.len;
-                } else {
-                    member.space.free(item.offset, item.size);
-                }
-            }
             if let Source::Arena(object) = item.source {
                 store.pool.free(&object);
             }
         }
-        member.space.end(extent, if outcome.failed { 0 } else { end });
         if why == Why::Collection {
             add(&member.counters.collected_bytes, outcome.bytes);
         } else {
@@ -223,6 +228,107 @@ impl Load {
         }
         self.items.clear();
         outcome
+    }
+
+    /// By one write to a device.
+    fn write(
+        &mut self,
+        store: &Store,
+        member: &Arc<Member>,
+        extent: Extent,
+        why: Why,
+        outcome: &mut Outcome,
+    ) {
+        let (fill, end) = (self.fill, self.fill.next_multiple_of(PAGE_LEN));
+        self.bytes()[fill..end].fill(0);
+        crash::pass(Point::TierLoaded);
+        let sending = member.begin_sending();
+        // A server may do it later than it says, or not say so: a successor is to know.
+        let line = match (&sending, member.is_remote()) {
+            (Some(_), true) => member.begin_write(extent.offset, end as u64),
+            (Some(_), false) => Some(0),
+            (None, _) => None,
+        };
+        let outcome_of_write = match line {
+            Some(_) => process::as_realtime(|| member.write(&self.bytes()[..end], extent.offset)),
+            None => Err(libc::EBUSY),
+        };
+        let written = outcome_of_write.is_ok();
+        drop(sending);
+        crash::pass(Point::TierWritten);
+        outcome.failed = !written;
+        outcome.written_bytes = if written { end as u64 } else { 0 };
+        if let (Some(line), true) = (line, member.is_remote()) {
+            if outcome_of_write.is_err_and(nbd::may_still_happen) {
+                // It may arrive still: nothing else is put there for a while.
+                member.doubts.add(Space::doubt_of(extent), line);
+                return;
+            }
+            member.end_write(line);
+        }
+        // What could not be written is given back as a whole.
+        if written {
+            for item in &self.items {
+                publish_or_free(store, member, item, why, outcome);
+            }
+        }
+        member.space.end(extent, if written { end } else { 0 });
+    }
+
+    /// As objects of their own on a server.
+    fn put(
+        &mut self,
+        store: &Store,
+        member: &Arc<Member>,
+        extent: Extent,
+        why: Why,
+        outcome: &mut Outcome,
+    ) {
+        crash::pass(Point::TierLoaded);
+        let items = std::mem::take(&mut self.items);
+        for some in items.chunks(MAX_PUT) {
+            let bytes = &*self.bytes();
+            let mut objects = [(Key { slot: 0, number: 0 }, &bytes[..0]); MAX_PUT];
+            for (object, item) in objects.iter_mut().zip(some) {
+                let key = Key { slot: item.slot, number: item.offset };
+                *object = (key, &bytes[item.at..item.at + item.stored]);
+            }
+            let objects = &objects[..some.len()];
+            let sending = if outcome.failed { None } else { member.begin_sending() };
+            let put = match sending {
+                Some(_) => process::as_realtime(|| member.put(objects)).is_ok(),
+                None => false,
+            };
+            if sending.is_some() && !put {
+                // Any of them may be there.
+                objects.iter().for_each(|(key, _)| member.remove_later(*key));
+            }
+            drop(sending);
+            crash::pass(Point::TierWritten);
+            outcome.failed |= !put;
+            if put {
+                outcome.written_bytes += some.iter().map(|item| item.stored as u64).sum::<u64>();
+                for item in some {
+                    publish_or_free(store, member, item, why, outcome);
+                }
+            }
+        }
+        self.items = items;
+        member.space.end(extent, self.fill);
+    }
+}
+
+/// Publishes what is on its member now; what can't be published is given up.
+fn publish_or_free(store: &Store, member: &Member, item: &Item, why: Why, outcome: &mut Outcome) {
+    member.space.placed(item.offset, item.size);
+    if publish(store, member, item, why) {
+        outcome.pages += 1;
+        outcome.bytes += item.len;
+        return;
+    }
+    member.space.free(item.offset, item.size);
+    if member.has_objects() {
+        member.remove_later(Key { slot: item.slot, number: item.offset });
     }
 }
 
@@ -253,7 +359,7 @@ fn publish(store: &Store, member: &Member, item: &Item, why: Why) -> bool {
     add(&member.counters.pages, 1);
     drop(alone);
     crash::pass(Point::TierPublished);
-    store.release(old);
+    store.release(item.slot, old);
     true
 }
 

@@ -5,19 +5,28 @@
 //! has a range of it from the moment it is added. So one entry says everything about a page, and
 //! moving it is one store.
 
-use super::MemberSetup;
-use super::member::{Latencies, Member};
+use super::counts::Latencies;
+use super::member::Member;
 use super::policy::Judge;
 use super::record::Records;
+use super::{Backing, MemberDevice, MemberSetup};
 use crate::backend::objects::entry::{DEVICE_START, Location, MAX_DEVICE_BYTES, Object};
 use crate::backend::zmem::Store;
 use crate::codec::{self, Encoding};
 use crate::sync::{Condvar, Mutex, RwLock};
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use swapfs_format::member::MAX_DEVICE_MEMBERS;
 use swapfs_format::types::TierOptions;
+
+thread_local! {
+    static NOT_COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Where no member is on a server.
+const NO_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// What is counted about all members together.
 #[derive(Debug, Default)]
@@ -48,7 +57,7 @@ pub(super) struct TopSettings {
 /// The members.
 #[derive(Debug)]
 pub(in crate::backend) struct Lower {
-    pub(super) records: Records,
+    pub(super) records: Arc<Records>,
     places: [RwLock<Option<Arc<Member>>>; MAX_DEVICE_MEMBERS],
     pub(super) top: TopSettings,
     pub(super) top_ages: [AtomicU64; 4],
@@ -65,6 +74,11 @@ pub(in crate::backend) struct Lower {
     /// A swap-out waits for room.
     urgent: AtomicBool,
     waiting_writes: AtomicUsize,
+    threads_waiting: AtomicIsize,
+    /// So many of the threads that serve may wait.
+    pub(super) most_waiting: AtomicUsize,
+    /// The longest of the members'.
+    deadline_ms: AtomicU64,
     wanted: Mutex<()>,
     wake: Condvar,
     /// While pages are being moved, what is changed about members waits.
@@ -76,7 +90,7 @@ impl Lower {
     pub(super) fn new(records: Records, options: &TierOptions) -> Lower {
         let (high, low) = (u64::from(options.high_percent), u64::from(options.low_percent));
         Lower {
-            records,
+            records: Arc::new(records),
             places: std::array::from_fn(|_| RwLock::new(None)),
             top: TopSettings {
                 high_percent: AtomicU64::new(high),
@@ -92,6 +106,9 @@ impl Lower {
             over: AtomicBool::new(false),
             urgent: AtomicBool::new(false),
             waiting_writes: AtomicUsize::new(0),
+            threads_waiting: AtomicIsize::new(0),
+            most_waiting: AtomicUsize::new(1),
+            deadline_ms: AtomicU64::new(0),
             wanted: Mutex::new(()),
             wake: Condvar::new(),
             moving: RwLock::new(()),
@@ -143,7 +160,7 @@ impl Lower {
         let mut taken: Vec<(u64, u64)> = self
             .members()
             .iter()
-            .map(|member| (member.identity.base, member.space.capacity_bytes()))
+            .map(|member| (member.identity.base, member.space.addresses()))
             .collect();
         taken.sort_unstable();
         let mut base = 0;
@@ -170,10 +187,10 @@ impl Lower {
         arena.live_bytes() < arena.limit_bytes() / 100 * low
     }
 
-    /// The object there is named by no entry any more.
-    pub(in crate::backend) fn free(&self, object: &Object) {
+    /// The object there, of the slot's, is named by no entry any more.
+    pub(in crate::backend) fn free(&self, slot: u64, object: &Object) {
         if let Some(member) = self.member_of(object.location) {
-            member.free(object);
+            member.free(slot, object);
         }
     }
 
@@ -203,6 +220,9 @@ impl Lower {
 
     pub(in crate::backend) fn end_count(&self) {
         for member in self.members().iter() {
+            if member.is_remote() {
+                member.adopt_writes();
+            }
             member.space.end_count();
         }
     }
@@ -239,7 +259,7 @@ impl Lower {
     pub(in crate::backend) fn urge(&self) -> bool {
         self.urgent.store(true, Ordering::Release);
         self.wake();
-        self.members().iter().any(|member| member.takes_pages())
+        self.members().iter().any(|member| member.will_take_pages())
     }
 
     /// Was anybody waiting since this was last asked?
@@ -256,10 +276,57 @@ impl Lower {
     pub(in crate::backend) fn enter_wait(&self) {
         self.waiting_writes.fetch_add(1, Ordering::Relaxed);
         self.counters.urged.fetch_add(1, Ordering::Relaxed);
+        self.count_waiting(1);
     }
 
     pub(in crate::backend) fn leave_wait(&self) {
         self.waiting_writes.fetch_sub(1, Ordering::Relaxed);
+        self.count_waiting(-1);
+    }
+
+    /// Waits for a server elsewhere while `work` goes on.
+    pub(super) fn waiting<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.count_waiting(1);
+        let outcome = work();
+        self.count_waiting(-1);
+        outcome
+    }
+
+    fn count_waiting(&self, by: isize) {
+        if !NOT_COUNTED.get() {
+            self.threads_waiting.fetch_add(by, Ordering::Relaxed);
+        }
+    }
+
+    /// The calling thread does not serve: nobody minds that it waits.
+    pub(super) fn never_counted() {
+        NOT_COUNTED.set(true);
+    }
+
+    /// Threads that serve and wait, for a server elsewhere or for room.
+    pub(super) fn threads_waiting(&self) -> usize {
+        self.threads_waiting.load(Ordering::Relaxed).max(0) as usize
+    }
+
+    /// How long a request may wait for a server elsewhere.
+    pub(super) fn deadline(&self) -> Duration {
+        match self.deadline_ms.load(Ordering::Relaxed) {
+            0 => NO_DEADLINE,
+            ms => Duration::from_millis(ms),
+        }
+    }
+
+    /// There is a member with that one.
+    pub(super) fn note_deadline(&self, deadline: Duration) {
+        self.deadline_ms.fetch_max(deadline.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// A server elsewhere keeps pages from going there for so long that requests which wait for room
+    /// would keep all threads that serve.
+    pub(in crate::backend) fn is_clogged(&self) -> bool {
+        let most_waiting = self.most_waiting.load(Ordering::Relaxed);
+        self.threads_waiting() > most_waiting
+            && self.members().iter().any(|member| member.is_late())
     }
 
     /// Tells the threads that move pages that there may be something to do.
@@ -277,7 +344,15 @@ impl Lower {
     /// Has every member's device wait for a predecessor's last writes.
     pub(super) fn lock_devices(&self) {
         for member in self.members().iter() {
-            if let Some(Err(error)) = member.device().map(|device| device.lock()) {
+            let Some(MemberDevice { backing: Backing::Blocks(device), .. }) = member.device()
+            else {
+                continue;
+            };
+            // Of a server nobody can know: see `super::doubts`. Nor is it waited for.
+            if member.is_remote() {
+                continue;
+            }
+            if let Err(error) = device.lock() {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 member.fail("waiting for a predecessor's writes", errno);
             }
@@ -292,6 +367,8 @@ impl Lower {
                 order: identity.order,
                 uuid: identity.uuid,
                 kind: identity.kind,
+                layout: identity.layout,
+                is_remote: identity.is_remote,
                 data_offset_bytes: identity.data_offset_bytes,
                 data_bytes: identity.segment_count * identity.segment_bytes,
                 segment_bytes: identity.segment_bytes,

@@ -3,13 +3,25 @@
 //! An object on a `log` member is its checksum and its bytes, as in the arena. On a `linear` member
 //! a compressed object stands so at the start of its block; a raw page fills the block, and its
 //! checksum is in its table entry: the upper 24 bits of it, where other entries have the length of
-//! the object and the place inside the block.
+//! the object and the place inside the block. Of a member whose layout is `objects` the place is the
+//! number in the object's key ([`crate::remote::Key`]); what is stored there is an envelope
+//! ([`super::envelope`]) with the checksum and the bytes in it.
 
-use super::record::Identity;
-use super::space::Space;
+mod elsewhere;
+
+pub(super) use elsewhere::MAX_REMOTE_LOADS;
+
+use super::counts::{Counters, add};
+use super::doubts::Doubts;
+use super::envelope::ENVELOPE_BYTES;
+use super::record::{Identity, Record, Records};
+use super::removals::Removals;
+use super::space::{Extent, Layout, Space, Stream};
+use super::{Backing, MemberDevice};
 use crate::backend::device::BlockDevice;
 use crate::backend::objects::entry::{DEVICE_START, HEADER_BYTES, Location, Object};
 use crate::codec::{self, Encoding};
+use crate::remote::{Key, ObjectStore};
 use crate::sync::{Mutex, RwLock};
 use crate::sys::file::Discarded;
 use log::{error, info};
@@ -17,7 +29,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use swapfs_format::member::MemberKind;
 use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
 /// Bits of the checksum of a raw page in a block: those that the entry has room for.
@@ -74,6 +85,8 @@ pub(super) struct Lies {
     pub(super) stored: u64,
     pub(super) check: Check,
     pub(super) encoding: Encoding,
+    /// What the checksum in front is mixed with: see [`Member::lies_of`].
+    pub(super) salt: u32,
 }
 
 impl Lies {
@@ -90,7 +103,7 @@ impl Lies {
         match self.check {
             Check::InFront => {
                 let (front, bytes) = stored.split_at_checked(HEADER_BYTES)?;
-                Some((bytes, u32::from_le_bytes(front.try_into().ok()?)))
+                Some((bytes, u32::from_le_bytes(front.try_into().ok()?) ^ self.salt))
             }
             Check::Upper24(expected) => {
                 let checksum = codec::checksum(self.encoding, stored);
@@ -98,58 +111,6 @@ impl Lies {
             }
         }
     }
-}
-
-/// Steps of the histogram of reads: powers of two of microseconds.
-const LATENCY_STEPS: usize = 24;
-
-/// How long reads took.
-#[derive(Debug, Default)]
-pub(super) struct Latencies([AtomicU64; LATENCY_STEPS]);
-
-impl Latencies {
-    pub(super) fn record(&self, elapsed: Duration) {
-        let step = (u64::BITS - (elapsed.as_micros() as u64).leading_zeros()) as usize;
-        self.0[step.min(LATENCY_STEPS - 1)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Microseconds that this part of the reads took at most, to a power of two; 0: none yet.
-    pub(super) fn percentile_us(&self, part: f64) -> u64 {
-        let counts = self.0.each_ref().map(|count| count.load(Ordering::Relaxed));
-        let total: u64 = counts.iter().sum();
-        let wanted = (total as f64 * part).ceil() as u64;
-        let mut sum = 0;
-        for (step, count) in counts.into_iter().enumerate() {
-            sum += count;
-            if sum >= wanted && total > 0 {
-                return 1 << step;
-            }
-        }
-        0
-    }
-}
-
-/// What is counted about a member since this process serves it.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) pages: AtomicU64,
-    pub(super) read_pages: AtomicU64,
-    pub(super) read_errors: AtomicU64,
-    pub(super) write_errors: AtomicU64,
-    pub(super) demoted_in_pages: AtomicU64,
-    pub(super) demoted_in_bytes: AtomicU64,
-    pub(super) demoted_out_pages: AtomicU64,
-    pub(super) promoted_out_pages: AtomicU64,
-    pub(super) collected_bytes: AtomicU64,
-    pub(super) written_bytes: AtomicU64,
-    pub(super) read_bytes: AtomicU64,
-    pub(super) latencies: Latencies,
-    /// Pages by age, as of the last look.
-    pub(super) ages: [AtomicU64; 4],
-}
-
-pub(super) fn add(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
 }
 
 /// What keeps a rate.
@@ -175,9 +136,20 @@ pub(super) struct Member {
     pub(super) over: AtomicBool,
     /// Its collector gains nothing.
     pub(super) stuck: AtomicBool,
-    device: RwLock<Option<Arc<dyn BlockDevice>>>,
+    /// Of objects on a server: those that are to be removed.
+    pub(super) removals: Removals,
+    /// Of blocks on a server: room where something may still arrive.
+    pub(super) doubts: Doubts,
+    records: Arc<Records>,
+    device: RwLock<Option<MemberDevice>>,
     state: AtomicU32,
     pace: Mutex<Pace>,
+    /// Loads that are on their way to it, and since when the oldest is, in milliseconds since `made`.
+    loads: AtomicU32,
+    busy_since_ms: AtomicU64,
+    made: Instant,
+    /// Its server has no room: it is not asked for any until then, in milliseconds since `made`.
+    full_until_ms: AtomicU64,
 }
 
 impl Member {
@@ -188,13 +160,17 @@ impl Member {
     pub(super) fn new(
         place: usize,
         identity: Identity,
-        device: Option<Arc<dyn BlockDevice>>,
-        on_block_device: bool,
+        device: Option<MemberDevice>,
+        records: Arc<Records>,
     ) -> io::Result<Member> {
-        let space = Space::new(identity.kind, identity.segment_bytes, identity.segment_count)?;
+        let space = Space::new(identity.layout, identity.segment_bytes, identity.segment_count)?;
         let Identity { order, path, .. } = &identity;
+        let on_block_device = device.as_ref().is_some_and(|device| device.on_block_device);
+        let removals = Removals::new(identity.layout == Layout::Objects)?;
         let name = format!("tier {order} ({}, {path})", identity.kind.type_name());
-        let state = if device.is_some() { State::Ok } else { State::Missing };
+        let is_there =
+            device.as_ref().is_some_and(|device| !matches!(device.backing, Backing::Unopened(_)));
+        let state = if is_there { State::Ok } else { State::Missing };
         Ok(Member {
             place,
             identity,
@@ -205,10 +181,54 @@ impl Member {
             hand: AtomicU64::new(0),
             over: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            removals,
+            doubts: Doubts::new(),
+            records,
             device: RwLock::new(device),
             state: AtomicU32::new(state as u32),
             pace: Mutex::new(Pace { until: Instant::now() }),
+            loads: AtomicU32::new(0),
+            busy_since_ms: AtomicU64::new(0),
+            made: Instant::now(),
+            full_until_ms: AtomicU64::new(0),
         })
+    }
+
+    fn record(&self) -> &Record {
+        self.records.at(self.place)
+    }
+
+    /// Its pages are objects on a server.
+    pub(super) fn has_objects(&self) -> bool {
+        self.space.layout() == Layout::Objects
+    }
+
+    /// It is on a server elsewhere: it may answer late, or never.
+    pub(super) fn is_remote(&self) -> bool {
+        self.identity.is_remote
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.made.elapsed().as_millis() as u64
+    }
+
+    /// Takes room.
+    pub(super) fn begin(&self, stream: Stream) -> Option<Extent> {
+        let numbers = if self.has_objects() { self.numbers_taken() } else { 0 };
+        self.space.begin(stream, numbers)
+    }
+
+    /// How many objects were ever put on its server.
+    pub(super) fn numbers_taken(&self) -> u64 {
+        self.record().numbers_taken()
+    }
+
+    /// Where the next object is put that goes to byte `at` of an extent.
+    pub(super) fn offset_in(&self, extent: &Extent, at: usize) -> u64 {
+        match self.has_objects() {
+            true => self.record().take_number(),
+            false => extent.offset + at as u64,
+        }
     }
 
     pub(super) fn order(&self) -> u32 {
@@ -227,7 +247,13 @@ impl Member {
 
     /// Pages can be put here: there is room, or it is about to be made.
     pub(super) fn takes_pages(&self) -> bool {
+        !self.is_late() && self.will_take_pages()
+    }
+
+    /// The same, at once or when its server has taken what is on its way.
+    pub(super) fn will_take_pages(&self) -> bool {
         self.state() == State::Ok
+            && !(self.is_remote() && self.has_no_room_elsewhere())
             && self.space.live_bytes() < self.space.usable_bytes()
             && (self.space.has_room() || !self.stuck.load(Ordering::Relaxed))
     }
@@ -238,20 +264,31 @@ impl Member {
     }
 
     /// A device in the place of one that has gone.
-    pub(super) fn set_device(&self, device: Option<Arc<dyn BlockDevice>>) {
+    pub(super) fn set_device(&self, device: Option<MemberDevice>) {
         *self.device.write() = device;
     }
 
     /// The device, if there is one.
-    pub(super) fn device(&self) -> Option<Arc<dyn BlockDevice>> {
+    pub(super) fn device(&self) -> Option<MemberDevice> {
         self.device.read().clone()
     }
 
     fn device_or_fail(&self) -> Result<Arc<dyn BlockDevice>, i32> {
-        self.device().ok_or_else(|| {
-            self.fail("it is not there", libc::ENODEV);
-            libc::EIO
-        })
+        match self.device.read().as_ref().map(|device| &device.backing) {
+            Some(Backing::Blocks(device)) => Ok(Arc::clone(device)),
+            _ => {
+                self.fail("it is not there", libc::ENODEV);
+                Err(libc::EIO)
+            }
+        }
+    }
+
+    /// The store of objects, if it has one.
+    pub(super) fn objects(&self) -> Option<Arc<dyn ObjectStore>> {
+        match self.device.read().as_ref().map(|device| &device.backing) {
+            Some(Backing::Objects(store)) => Some(Arc::clone(store)),
+            _ => None,
+        }
     }
 
     /// It does not work: it takes no pages until somebody has looked after it.
@@ -277,21 +314,34 @@ impl Member {
     pub(super) fn has(&self, location: Location) -> bool {
         location
             .checked_sub(DEVICE_START + self.identity.base)
-            .is_some_and(|offset| offset < self.space.capacity_bytes())
+            .is_some_and(|offset| offset < self.space.addresses())
     }
 
     /// Where an object lies that [`Member::has`].
     pub(super) fn lies(&self, object: &Object) -> Lies {
         let offset = object.location - DEVICE_START - self.identity.base;
         let encoding = object.encoding;
-        if self.space.kind() == MemberKind::Linear && encoding == Encoding::Raw {
+        if self.space.layout() == Layout::Linear && encoding == Encoding::Raw {
             let (block, place) = (offset / PAGE_BYTES * PAGE_BYTES, offset % PAGE_BYTES);
             let expected = (place as u32) << 12 | (object.len as u32 - 1);
             let check = Check::Upper24(expected);
-            return Lies { offset: block, stored: PAGE_BYTES, check, encoding };
+            return Lies { offset: block, stored: PAGE_BYTES, check, encoding, salt: 0 };
         }
         let stored = u64::from(object.stored_bytes());
-        Lies { offset, stored, check: Check::InFront, encoding }
+        Lies { offset, stored, check: Check::InFront, encoding, salt: 0 }
+    }
+
+    /// Where the slot's object lies. On a server elsewhere there may be again what was there before,
+    /// with a checksum that is right: when it has lost what it had acknowledged, or done late what
+    /// nobody waits for. So that another slot's page is not taken, nor one of another mount, the
+    /// checksum in front is mixed with both.
+    pub(super) fn lies_of(&self, slot: u64, object: &Object) -> Lies {
+        let mut lies = self.lies(object);
+        if self.is_remote() && !self.has_objects() {
+            let mixed = (slot ^ self.identity.run).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            lies.salt = (mixed >> 32) as u32;
+        }
+        lies
     }
 
     /// What an entry says of an object that is put at `offset`.
@@ -303,7 +353,7 @@ impl Member {
         checksum: u32,
     ) -> Object {
         let location = DEVICE_START + self.identity.base + offset;
-        if self.space.kind() == MemberKind::Linear && encoding == Encoding::Raw {
+        if self.space.layout() == Layout::Linear && encoding == Encoding::Raw {
             let check = checksum >> BLOCK_CHECK_SHIFT;
             let location = location + Location::from(check >> 12);
             return Object { encoding, location, len: (check & 0xfff) as usize + 1 };
@@ -311,18 +361,22 @@ impl Member {
         Object { encoding, location, len }
     }
 
-    /// Bytes that such an object takes in an extent: with its checksum, unless it fills a block.
-    pub(super) fn stored_bytes(&self, encoding: Encoding, len: usize) -> usize {
-        match (self.space.kind(), encoding) {
-            (MemberKind::Linear, _) => PAGE_LEN,
-            (MemberKind::Log, _) => HEADER_BYTES + len,
+    /// Bytes that an object takes in an extent: with its checksum, unless it fills a block.
+    pub(super) fn stored_bytes(&self, len: usize) -> usize {
+        match self.space.layout() {
+            Layout::Linear => PAGE_LEN,
+            Layout::Log => HEADER_BYTES + len,
+            Layout::Objects => ENVELOPE_BYTES + HEADER_BYTES + len,
         }
     }
 
-    /// The object there is named by no entry any more.
-    pub(super) fn free(&self, object: &Object) {
+    /// The object there, of the slot's, is named by no entry any more.
+    pub(super) fn free(&self, slot: u64, object: &Object) {
         let lies = self.lies(object);
         if self.space.is_inside(lies.offset, lies.stored) {
+            if self.has_objects() {
+                self.remove_later(Key { slot, number: lies.offset });
+            }
             self.space.free(lies.offset, self.space.taken_by(lies.stored));
             self.counters.pages.fetch_sub(1, Ordering::Relaxed);
         }
@@ -394,13 +448,19 @@ impl Member {
 mod tests {
     use super::*;
     use crate::backend::objects::entry::Entry;
+    use crate::held::Held;
     use proptest::prelude::*;
+    use swapfs_format::member::MemberKind;
     use uuid::Uuid;
 
     fn member(kind: MemberKind, base: u64) -> Member {
+        let layout = if kind == MemberKind::Log { Layout::Log } else { Layout::Linear };
         let identity = Identity {
             order: 1,
             kind,
+            layout,
+            is_remote: false,
+            run: 0,
             uuid: Uuid::nil(),
             base,
             data_offset_bytes: 1 << 20,
@@ -408,7 +468,8 @@ mod tests {
             segment_count: 16,
             path: "there".to_owned(),
         };
-        Member::new(0, identity, None, false).unwrap()
+        let records = Records::new(&Held::private()).unwrap();
+        Member::new(0, identity, None, Arc::new(records)).unwrap()
     }
 
     proptest! {
@@ -454,16 +515,5 @@ mod tests {
         assert!(member.pace(1 << 20, 1 << 20) <= Duration::from_secs(1));
         let second = member.pace(1 << 20, 1 << 20);
         assert!(second > Duration::from_millis(1500) && second <= Duration::from_secs(2));
-    }
-
-    #[test]
-    fn percentiles_are_powers_of_two() {
-        let latencies = Latencies::default();
-        assert_eq!(latencies.percentile_us(0.5), 0);
-        for _ in 0..99 {
-            latencies.record(Duration::from_micros(100));
-        }
-        latencies.record(Duration::from_micros(5000));
-        assert_eq!((latencies.percentile_us(0.5), latencies.percentile_us(0.999)), (128, 8192));
     }
 }

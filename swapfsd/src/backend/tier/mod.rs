@@ -15,11 +15,13 @@
 //! the table, and its bytes travel as they were encoded once.
 //!
 //! * [`policy`]: who goes down, who comes back; decisions only;
-//! * [`lower`]: which members there are; [`member`]: one of them; [`space`]: the room on it;
+//! * [`lower`]: which members there are; [`member`]: one of them; [`counts`]: its numbers; [`space`]: the room on it;
 //!   [`record`]: what a successor must know of them;
 //! * [`load`]: objects on their way to a member; [`demote`]: from the top; [`carry`]: from a member;
 //!   [`upkeep`]: what each member needs done; [`evacuate`]: emptying one;
 //! * [`read`]: swap-ins from below, and promotion; [`health`]: members that failed;
+//! * [`envelope`], [`removals`]: objects on a server elsewhere; [`doubts`]: blocks on one;
+//!   [`waiting`]: requests that wait for one;
 //! * [`admin`]: changes while it is in use; [`report`]: the numbers.
 //!
 //! **Killed at any instruction**, a successor finds each slot's page where its entry says. A load is
@@ -33,7 +35,10 @@
 
 mod admin;
 mod carry;
+mod counts;
 mod demote;
+mod doubts;
+mod envelope;
 mod evacuate;
 mod health;
 mod load;
@@ -42,52 +47,106 @@ mod member;
 pub mod policy;
 mod read;
 mod record;
+mod removals;
 mod report;
 mod space;
 mod upkeep;
+mod waiting;
 
 pub(in crate::backend) use lower::Lower;
+pub use space::Layout;
+pub use waiting::{LARGE_JOBS, SMALL_JOBS, THREADS as WAITING_THREADS};
 
 use super::device::BlockDevice;
 use super::zmem::{Store, Zmem};
-use super::{AtStart, Backend, EvacuationReport, TierReport};
+use super::{AsynchronousBackend, AtStart, Backend, EvacuationReport, TierReport};
 use crate::admin::Administration;
 use crate::buffer::BufferPool;
 use crate::error::Result;
 use crate::held::Held;
 use crate::members::Keeper;
+use crate::remote::{self, ObjectStore};
 use crate::sync::Mutex;
 use demote::Demoter;
 use evacuate::Evacuator;
-use member::Member;
+use member::{MAX_REMOTE_LOADS, Member};
 use read::Reader;
 use record::{Identity, Records};
+use space::OBJECT_NUMBERS;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use swapfs_format::member::{MAX_DEVICE_MEMBERS, MemberKind, MemberOptions};
 use swapfs_format::types::TierOptions;
 use upkeep::Upkeep;
 use uuid::Uuid;
+use waiting::Waiting;
 
-/// Threads that move pages down from the top.
+/// Threads that move pages down from the top; as many more as a server elsewhere may keep from it.
 const DEMOTERS: usize = 2;
 /// `linear` has no segments of its own; these are what generations are counted by.
 const BLOCK_SEGMENT_BYTES: u64 = 1 << 20;
 /// The same of a small member.
 const SMALL_BLOCK_SEGMENT_BYTES: u64 = 64 << 10;
+/// How long a server may take that is to be used by a new volume.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// Members of fewer bytes are small.
 const SMALL_BYTES: u64 = 64 << 20;
 
-/// A member's device.
+/// Where a member's bytes are.
+#[derive(Debug, Clone)]
+pub enum Backing {
+    /// On a device, here or elsewhere.
+    Blocks(Arc<dyn BlockDevice>),
+    /// On a server, as objects.
+    Objects(Arc<dyn ObjectStore>),
+    /// The same, when it is known in which run of the volume.
+    Unopened(Arc<dyn Opens>),
+}
+
+/// A store of objects that is not open yet.
+pub trait Opens: Send + Sync + std::fmt::Debug {
+    /// Opens it for the run of the volume that has this number; the server need not be there.
+    ///
+    /// # Errors
+    /// No memory, or no threads.
+    fn open(&self, run: u64) -> io::Result<Arc<dyn ObjectStore>>;
+}
+
+impl Backing {
+    /// Reports what a client of a server counts.
+    pub(super) fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {
+        match self {
+            Backing::Blocks(device) => device.statistics(report),
+            Backing::Objects(store) => store.statistics(report),
+            Backing::Unopened(_) => {}
+        }
+    }
+}
+
+/// A member's device, or its server.
 #[derive(Debug, Clone)]
 pub struct MemberDevice {
     /// Where its bytes are.
-    pub device: Arc<dyn BlockDevice>,
+    pub backing: Backing,
     /// Freed segments are discarded if the option says `auto`.
     pub on_block_device: bool,
+    /// How long a request may take, of one that is on a server elsewhere.
+    pub deadline: Option<Duration>,
+}
+
+impl MemberDevice {
+    fn opened(self, run: u64) -> io::Result<MemberDevice> {
+        Ok(match self.backing {
+            Backing::Unopened(opens) => {
+                MemberDevice { backing: Backing::Objects(opens.open(run)?), ..self }
+            }
+            _ => self,
+        })
+    }
 }
 
 /// What a member's superblock says.
@@ -97,8 +156,12 @@ pub struct MemberSetup {
     pub order: u32,
     /// UUID of its own.
     pub uuid: Uuid,
-    /// How it stores pages.
+    /// What it was formatted as.
     pub kind: MemberKind,
+    /// How pages lie there.
+    pub layout: Layout,
+    /// It is on a server elsewhere.
+    pub is_remote: bool,
     /// Where its data section starts, in bytes.
     pub data_offset_bytes: u64,
     /// Bytes of its data section.
@@ -127,6 +190,8 @@ pub struct Setup<'a> {
     pub devices: [Option<MemberDevice>; MAX_DEVICE_MEMBERS],
     /// What its members are, by place: of a new mount.
     pub members: Vec<(usize, MemberSetup)>,
+    /// Members come and go; not of a volume that is a member itself.
+    pub is_open: bool,
     /// Told of members that come and go.
     pub keeper: Arc<dyn Keeper>,
     /// Opens images, and writes the volume's superblock.
@@ -156,7 +221,7 @@ pub trait Images: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// The errno, or `EINVAL` where another image is there now.
-    fn check(&self, device: &dyn BlockDevice, uuid: Uuid) -> std::result::Result<(), i32>;
+    fn check(&self, device: &MemberDevice, uuid: Uuid) -> std::result::Result<(), i32>;
 
     /// Writes the table of members into the volume's superblock, for the next mount.
     ///
@@ -164,14 +229,15 @@ pub trait Images: Send + Sync + std::fmt::Debug {
     /// In words, why it can't be written.
     fn record(&self, members: &[MemberSetup]) -> std::result::Result<(), String>;
 
-    /// Has `change` make new options of those in a member's superblock, and writes them there;
-    /// answers them.
+    /// Has `change` make new options of those in the superblock of the member at `path`, and writes
+    /// them there; answers them.
     ///
     /// # Errors
     /// In words, what `change` or the device has against it.
     fn record_options(
         &self,
-        device: &dyn BlockDevice,
+        device: &MemberDevice,
+        path: &str,
         uuid: Uuid,
         change: &dyn Fn(MemberKind, &str) -> std::result::Result<String, String>,
     ) -> std::result::Result<MemberOptions, String>;
@@ -193,6 +259,13 @@ pub struct Tier {
     given: Mutex<[Option<MemberDevice>; MAX_DEVICE_MEMBERS]>,
     /// Places at which something is held that is no member.
     strays: [AtomicBool; MAX_DEVICE_MEMBERS],
+    is_open: bool,
+    /// It may be mounted though servers are not there.
+    may_be_degraded: bool,
+    /// This, for threads that must not keep it.
+    own: OnceLock<Weak<Tier>>,
+    /// Requests that would keep the threads that serve from others.
+    waiting: Waiting,
 }
 
 impl Tier {
@@ -201,26 +274,30 @@ impl Tier {
     /// # Errors
     /// No memory; `InvalidData` if what a predecessor left is not understood.
     pub fn new(setup: Setup<'_>, held: &Held) -> io::Result<Tier> {
-        let Setup { slot_count, options, threads, buffers, devices, members, keeper, images } =
-            setup;
+        let Setup { slot_count, options, threads, .. } = setup;
+        let Setup { buffers, devices, members, is_open, keeper, images, .. } = setup;
         let lower = Arc::new(Lower::new(Records::new(held)?, options));
         if !held.is_adopted() {
             for (place, member) in members {
                 let identity = place_of(&lower, &member)?;
                 lower.records.at(place).publish(&identity, &member.options);
-                install(&lower, place, identity, devices.get(place).cloned().flatten())?;
+                let device = devices.get(place).cloned().flatten();
+                let device = device.map(|device| device.opened(identity.run)).transpose()?;
+                install(&lower, place, identity, device)?;
             }
         } else {
             for (place, device) in devices.iter().enumerate() {
                 if let Some(identity) = lower.records.at(place).identity() {
-                    install(&lower, place, identity, device.clone())?;
+                    let device = again(device.clone(), &identity);
+                    install(&lower, place, identity, device)?;
                 }
             }
         }
+        lower.most_waiting.store((threads as usize / 2).max(1), Ordering::Relaxed);
         let mut top =
             Zmem::top_of(slot_count, &options.zmem, threads, held, Some(Arc::clone(&lower)))?;
-        for _ in 0..DEMOTERS {
-            let demoter = Demoter::new()?;
+        for number in 0..DEMOTERS + MAX_REMOTE_LOADS as usize {
+            let demoter = Demoter::new(number >= DEMOTERS)?;
             top.spawn("tier-demote", move |store| demoter.run(store))?;
         }
         let evacuator = Evacuator::new(Arc::clone(&keeper), Arc::clone(&images))?;
@@ -237,11 +314,67 @@ impl Tier {
             changing: Mutex::new(()),
             given: Mutex::new(if held.is_adopted() { devices } else { Default::default() }),
             strays: Default::default(),
+            is_open,
+            may_be_degraded: options.degraded,
+            own: OnceLock::new(),
+            waiting: Waiting::new(),
         };
         for member in tier.lower.members().iter() {
             tier.look_after(Arc::clone(member))?;
         }
         Ok(tier)
+    }
+
+    /// As its users have it.
+    ///
+    /// # Errors
+    /// No memory for the threads that wait for servers elsewhere.
+    pub fn shared(self) -> io::Result<Arc<Tier>> {
+        let tier = Arc::new(self);
+        let _ = tier.own.set(Arc::downgrade(&tier));
+        if tier.lower.members().iter().any(|member| member.is_remote()) {
+            tier.start_waiting()?;
+        }
+        Ok(tier)
+    }
+
+    /// Starts the threads that wait for servers elsewhere, unless it has them.
+    fn start_waiting(&self) -> io::Result<()> {
+        match self.own.get() {
+            Some(own) if !self.waiting.is_started() => self.waiting.start(own),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks whether the servers of a new volume are there.
+    ///
+    /// # Errors
+    /// In words, which is not.
+    pub fn check_servers(&self) -> std::result::Result<(), String> {
+        for member in self.lower.members().iter() {
+            let Some(objects) = member.objects() else { continue };
+            let soon = Instant::now() + FIRST_ANSWER;
+            if let Err(errno) = remote::until(soon, || objects.check()) {
+                let why = io::Error::from_raw_os_error(errno);
+                if self.may_be_degraded {
+                    member.fail("the server does not answer", errno);
+                    continue;
+                }
+                let next = match errno {
+                    libc::EACCES => {
+                        "it does not let us in, or we do not trust its certificate: see what auth= \
+                         names, and the daemon's log"
+                    }
+                    _ => "see that the server runs, and that url= is right",
+                };
+                return Err(format!("{} can't be used: {why}: {next}", member.name()));
+            }
+        }
+        Ok(())
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader::new(self.store(), &self.lower, &self.buffers)
     }
 
     fn store(&self) -> &Arc<Store> {
@@ -261,6 +394,7 @@ impl Tier {
             if self.lower.at(place).is_some_and(|member| member.identity.uuid == identity.uuid) {
                 continue;
             }
+            let device = again(device, &identity);
             let member = install(&self.lower, place, identity, device)?;
             self.look_after(member)?;
         }
@@ -294,20 +428,30 @@ impl Tier {
 
 /// Where a member's bytes are to lie in the address space of all members, and its segments.
 fn place_of(lower: &Lower, member: &MemberSetup) -> io::Result<Identity> {
-    let segment_bytes = match member.kind {
-        MemberKind::Log => member.segment_bytes,
-        MemberKind::Linear if member.data_bytes < SMALL_BYTES => SMALL_BLOCK_SEGMENT_BYTES,
-        MemberKind::Linear => BLOCK_SEGMENT_BYTES,
+    let segment_bytes = match member.layout {
+        Layout::Log => member.segment_bytes,
+        _ if member.data_bytes < SMALL_BYTES => SMALL_BLOCK_SEGMENT_BYTES,
+        _ => BLOCK_SEGMENT_BYTES,
     };
     let segment_count = member.data_bytes / segment_bytes.max(1);
-    let base = lower.free_base(segment_count * segment_bytes);
+    let addresses = match member.layout {
+        Layout::Objects => OBJECT_NUMBERS,
+        _ => segment_count * segment_bytes,
+    };
+    let base = lower.free_base(addresses);
     let base = base.ok_or_else(|| {
-        let why = "all members together have more than 4 TiB, which entries can't say";
+        let why = "all members together have more than 4 TiB, which entries can't say; one with \
+                   objects on a server counts as 1 TiB";
         io::Error::new(io::ErrorKind::InvalidInput, why)
     })?;
+    // Another one in each mount: what is left of an earlier one is nobody's.
+    let run = Uuid::new_v4().as_u64_pair().0;
     Ok(Identity {
         order: member.order,
         kind: member.kind,
+        layout: member.layout,
+        is_remote: member.is_remote,
+        run,
         uuid: member.uuid,
         base,
         data_offset_bytes: member.data_offset_bytes,
@@ -317,20 +461,38 @@ fn place_of(lower: &Lower, member: &MemberSetup) -> io::Result<Identity> {
     })
 }
 
+/// The device of a member that a predecessor has used. One that can't be opened now, since a file
+/// with its password is not there, is looked at later: the others go on.
+fn again(device: Option<MemberDevice>, identity: &Identity) -> Option<MemberDevice> {
+    let device = device?;
+    let opened = device.clone().opened(identity.run);
+    Some(opened.unwrap_or_else(|error| {
+        log::error!("tier {} ({}): {error}", identity.order, identity.path);
+        device
+    }))
+}
+
 fn install(
     lower: &Lower,
     place: usize,
     identity: Identity,
     device: Option<MemberDevice>,
 ) -> io::Result<Arc<Member>> {
-    let member = Arc::new(member_of(place, identity, device)?);
+    let member = Arc::new(member_of(lower, place, identity, device)?);
     lower.install(Arc::clone(&member));
     Ok(member)
 }
 
-fn member_of(place: usize, identity: Identity, device: Option<MemberDevice>) -> io::Result<Member> {
-    let on_block_device = device.as_ref().is_some_and(|device| device.on_block_device);
-    Member::new(place, identity, device.map(|device| device.device), on_block_device)
+fn member_of(
+    lower: &Lower,
+    place: usize,
+    identity: Identity,
+    device: Option<MemberDevice>,
+) -> io::Result<Member> {
+    if let Some(deadline) = device.as_ref().and_then(|device| device.deadline) {
+        lower.note_deadline(deadline);
+    }
+    Member::new(place, identity, device, Arc::clone(&lower.records))
 }
 
 impl Drop for Tier {
@@ -341,7 +503,7 @@ impl Drop for Tier {
         for thread in threads {
             while !thread.is_finished() {
                 self.lower.wake();
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
             }
             drop(thread.join());
         }
@@ -350,8 +512,7 @@ impl Drop for Tier {
 
 impl Backend for Tier {
     fn read(&self, first: u64, pages: &mut [u8]) -> Result<()> {
-        let (store, lower, buffers) = (&**self.store(), &*self.lower, &self.buffers);
-        Reader { store, lower, buffers }.read(first, pages)
+        self.reader().read(first, pages)
     }
 
     fn write(&self, first: u64, pages: &[u8]) -> Result<()> {
@@ -367,6 +528,27 @@ impl Backend for Tier {
         Ok(())
     }
 
+    /// What is on servers elsewhere is removed: nobody will ask for it.
+    fn close(&self) -> Result<()> {
+        // Nothing is put there any more.
+        self.top.stop_soon();
+        self.lower.wake();
+        let _all_stand = self.lower.moving.write();
+        for member in self.lower.members().iter() {
+            let Some(objects) = member.objects() else { continue };
+            match objects.clear(None) {
+                Ok(count) => log::info!("{}: {count} objects were removed", member.name()),
+                Err(errno) => log::warn!(
+                    "{}: its objects could not all be removed ({}): 'swapfs remote gc' does it when \
+                     the server is there",
+                    member.name(),
+                    io::Error::from_raw_os_error(errno)
+                ),
+            }
+        }
+        Ok(())
+    }
+
     fn at_start(&self) -> AtStart {
         AtStart::Empty
     }
@@ -378,6 +560,10 @@ impl Backend for Tier {
         self.top.activate()?;
         self.lower.wake();
         Ok(())
+    }
+
+    fn asynchronous(&self) -> Option<&dyn AsynchronousBackend> {
+        self.waiting.is_started().then_some(self as &dyn AsynchronousBackend)
     }
 
     fn warm(&self) {

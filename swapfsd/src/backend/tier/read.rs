@@ -4,17 +4,19 @@
 //! A device is read without a lock, since that takes long. If the entry has changed meanwhile, the
 //! page was moved, what was read may be anything, and it is read again.
 
+use super::counts::add;
 use super::lower::Lower;
-use super::member::{Check, Lies, Member, State, add};
+use super::member::{Check, Lies, Member, State};
 use super::policy::{self, OnRead};
 use crate::backend::objects::entry::{AGE_MASK, Entry, Object};
 use crate::backend::objects::lock_any;
 use crate::backend::objects::neighbours::{Run, first_run};
 use crate::backend::zmem::{Found, Purpose, Store};
-use crate::buffer::BufferPool;
+use crate::buffer::{BufferPool, SMALL_BYTES};
 use crate::codec::{self, Encoding};
 use crate::crash::{self, Point};
-use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::error::{Error, ErrorKind, Operation, Result as PageResult};
+use crate::remote::{self, Key};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -47,26 +49,41 @@ pub(super) struct Reader<'a> {
     pub(super) store: &'a Store,
     pub(super) lower: &'a Lower,
     pub(super) buffers: &'a BufferPool,
+    /// When it has to end, once it has asked a server elsewhere.
+    until: Cell<Option<Instant>>,
 }
 
 fn damaged(slot: u64) -> Error {
     Error::new(ErrorKind::Checksum, Operation::Read, slot)
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// For one request.
+    pub(super) fn new(store: &'a Store, lower: &'a Lower, buffers: &'a BufferPool) -> Reader<'a> {
+        Reader { store, lower, buffers, until: Cell::new(None) }
+    }
+
+    /// Asks a server elsewhere: all that a request asks for together keeps to one deadline.
+    fn ask<T>(&self, work: impl FnOnce() -> T) -> T {
+        let until = self.until.get().unwrap_or_else(|| Instant::now() + self.lower.deadline());
+        self.until.set(Some(until));
+        self.lower.waiting(|| remote::until(until, work))
+    }
+
     /// Reads pages from slot `first` on, wherever they are.
     ///
     /// # Errors
     /// `Io`: a member can't be read; `Checksum`.
-    pub(super) fn read(&self, first: u64, pages: &mut [u8]) -> Result<()> {
+    pub(super) fn read(&self, first: u64, pages: &mut [u8]) -> PageResult<()> {
         for (start, batch) in (first..).step_by(BATCH).zip(pages.chunks_mut(BATCH * PAGE_LEN)) {
             self.read_batch(start, batch)?;
         }
         Ok(())
     }
 
-    fn read_batch(&self, first: u64, pages: &mut [u8]) -> Result<()> {
-        let lies = Lies { offset: 0, stored: 0, check: Check::InFront, encoding: Encoding::Raw };
+    fn read_batch(&self, first: u64, pages: &mut [u8]) -> PageResult<()> {
+        let (check, encoding) = (Check::InFront, Encoding::Raw);
+        let lies = Lies { offset: 0, stored: 0, check, encoding, salt: 0 };
         let nothing = Wanted { index: 0, entry: Entry::ABSENT, place: 0, lies, generation: 0 };
         let mut wanted = [nothing; BATCH];
         let mut count = 0;
@@ -74,7 +91,7 @@ impl Reader<'_> {
         for (index, page) in pages.chunks_exact_mut(PAGE_LEN).enumerate() {
             let slot = first + index as u64;
             if let Found::Below(entry, object) = self.store.read_page(slot, page)? {
-                match self.locate(&object) {
+                match self.locate(slot, &object) {
                     Some((member, lies)) => {
                         let generation = generation_of(&member, &lies);
                         let place = member.place;
@@ -103,7 +120,18 @@ impl Reader<'_> {
         let place = |wanted: &Wanted| (wanted.lies.offset, end_of(&wanted.lies));
         while let Some(start) = rest.first() {
             let here = rest.partition_point(|next| next.place == start.place);
-            let run = first_run(&rest[..here], place, MAX_READ_BYTES);
+            // Looked up once for both.
+            let member = self.lower.at(start.place);
+            if member.as_ref().is_some_and(|member| member.has_objects()) {
+                let (run, others) = rest.split_at(here);
+                self.read_objects(first, run, pages)?;
+                rest = others;
+                continue;
+            }
+            // What waits for a server shall not keep the large buffers from others.
+            let elsewhere = member.is_some_and(|member| member.is_remote());
+            let most = if elsewhere { SMALL_BYTES as u64 } else { MAX_READ_BYTES };
+            let run = first_run(&rest[..here], place, most);
             let Some(Run { count, from, end }) = run else { break };
             let (run, others) = rest.split_at(count);
             self.read_run(first, run, from, end, pages)?;
@@ -112,9 +140,9 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn locate(&self, object: &Object) -> Option<(Arc<Member>, Lies)> {
+    fn locate(&self, slot: u64, object: &Object) -> Option<(Arc<Member>, Lies)> {
         let member = self.lower.member_of(object.location)?;
-        let lies = member.lies(object);
+        let lies = member.lies_of(slot, object);
         member.space.is_inside(lies.offset, lies.stored).then_some((member, lies))
     }
 
@@ -127,27 +155,27 @@ impl Reader<'_> {
         from: u64,
         end: u64,
         pages: &mut [u8],
-    ) -> Result<()> {
+    ) -> PageResult<()> {
         let mut again = [0; BATCH];
         let mut count = 0;
         if let Some(member) = run.first().and_then(|wanted| self.lower.at(wanted.place)) {
             let mut buffer = self.buffers.take((end - from) as usize);
-            let outcome = member.read(&mut buffer, from);
+            let outcome = match member.is_remote() {
+                true => self.ask(|| member.read(&mut buffer, from)),
+                false => member.read(&mut buffer, from),
+            };
+            if let (Err(errno), true) = (outcome, member.is_remote())
+                && let Some(slot) = self.still_there(first, run, &[])
+            {
+                // Each of them would wait as long once more.
+                add(&member.counters.read_errors, 1);
+                return Err(Error::from_os(Operation::Read, slot, errno));
+            }
             for wanted in run {
                 let page = &mut pages[wanted.index * PAGE_LEN..][..PAGE_LEN];
                 let stored = stored_in(&buffer, from, &wanted.lies);
                 let slot = first + wanted.index as u64;
-                // The right bytes may be another slot's, if this one's were moved and the room was
-                // used again meanwhile. As long as the entry is the same, and no room was taken anew
-                // where it says, they were not.
-                if outcome.is_ok()
-                    && self.decode(&wanted.lies, stored, page)
-                    && self.is_still(slot, wanted.entry)
-                    && generation_of(&member, &wanted.lies) == wanted.generation
-                {
-                    add(&member.counters.read_pages, 1);
-                    self.was_read(slot, wanted, &member, stored);
-                } else {
+                if !(outcome.is_ok() && self.take(slot, wanted, &member, stored, page)) {
                     again[count] = wanted.index;
                     count += 1;
                 }
@@ -166,14 +194,79 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// A slot of those that were not `done` whose page still lies where it was looked for; those that
+    /// were moved meanwhile are found elsewhere.
+    fn still_there(&self, first: u64, run: &[Wanted], done: &[bool]) -> Option<u64> {
+        let mut missing = run.iter().enumerate().filter(|(at, _)| !done.get(*at).unwrap_or(&false));
+        let (_, wanted) =
+            missing.find(|(_, wanted)| self.is_still(first + wanted.index as u64, wanted.entry))?;
+        Some(first + wanted.index as u64)
+    }
+
+    /// Takes a page out of what was read. False: it was not that page, or not all of the time.
+    fn take(
+        &self,
+        slot: u64,
+        wanted: &Wanted,
+        member: &Member,
+        stored: &[u8],
+        page: &mut [u8],
+    ) -> bool {
+        // The right bytes may be another slot's, if this one's were moved and the room was used again
+        // meanwhile. As long as the entry is the same, and no room was taken anew where it says, they
+        // were not.
+        let right = self.decode(&wanted.lies, stored, page)
+            && self.is_still(slot, wanted.entry)
+            && generation_of(member, &wanted.lies) == wanted.generation;
+        if right {
+            add(&member.counters.read_pages, 1);
+            self.was_read(slot, wanted, member, stored);
+        }
+        right
+    }
+
+    /// Gets the pages of `run`, all of one member, from a server.
+    fn read_objects(&self, first: u64, run: &[Wanted], pages: &mut [u8]) -> PageResult<()> {
+        let mut keys = [Key { slot: 0, number: 0 }; BATCH];
+        for (key, wanted) in keys.iter_mut().zip(run) {
+            *key = Key { slot: first + wanted.index as u64, number: wanted.lies.offset };
+        }
+        let mut done = [false; BATCH];
+        if let Some(member) = run.first().and_then(|wanted| self.lower.at(wanted.place)) {
+            let keys = &keys[..run.len()];
+            let mut each = |at: usize, stored: Option<&[u8]>| {
+                let wanted = &run[at];
+                let page = &mut pages[wanted.index * PAGE_LEN..][..PAGE_LEN];
+                let stored = stored.filter(|stored| stored.len() as u64 == wanted.lies.stored);
+                let slot = first + wanted.index as u64;
+                done[at] =
+                    stored.is_some_and(|stored| self.take(slot, wanted, &member, stored, page));
+            };
+            let outcome = self.ask(|| member.get(keys, &mut each));
+            if let Err(errno) = outcome {
+                // Each of those that are missing would wait as long once more.
+                if let Some(slot) = self.still_there(first, run, &done) {
+                    add(&member.counters.read_errors, 1);
+                    return Err(Error::from_os(Operation::Read, slot, errno));
+                }
+            }
+        }
+        // One by one: they were moved, or they are not there.
+        for (wanted, _) in run.iter().zip(done).filter(|(_, done)| !done) {
+            let page = &mut pages[wanted.index * PAGE_LEN..][..PAGE_LEN];
+            self.read_alone(first + wanted.index as u64, page)?;
+        }
+        Ok(())
+    }
+
     /// Reads one page that could not be read with others.
-    fn read_alone(&self, slot: u64, page: &mut [u8]) -> Result<()> {
+    fn read_alone(&self, slot: u64, page: &mut [u8]) -> PageResult<()> {
         for _ in 0..TRIES {
             let (entry, object) = match self.store.read_page(slot, page)? {
                 Found::Page => return Ok(()),
                 Found::Below(entry, object) => (entry, object),
             };
-            let Some((member, lies)) = self.locate(&object) else {
+            let Some((member, lies)) = self.locate(slot, &object) else {
                 if self.is_still(slot, entry) {
                     return Err(self.not_right(slot, None));
                 }
@@ -185,10 +278,24 @@ impl Reader<'_> {
             if !self.is_still(slot, entry) {
                 continue;
             }
-            let mut buffer = self.buffers.take((end - from) as usize);
-            let outcome = member.read(&mut buffer, from);
-            let stored = stored_in(&buffer, from, &lies);
-            let right = outcome.is_ok() && self.decode(&lies, stored, page);
+            let is_object = member.has_objects();
+            let bytes = if is_object { 2 * PAGE_BYTES } else { end - from };
+            let mut buffer = self.buffers.take(bytes as usize);
+            let outcome = match is_object {
+                true => {
+                    let key = Key { slot, number: lies.offset };
+                    self.ask(|| get_into(&member, key, &lies, &mut buffer))
+                }
+                false if member.is_remote() => {
+                    self.ask(|| member.read(&mut buffer, from)).map(|()| true)
+                }
+                false => member.read(&mut buffer, from).map(|()| true),
+            };
+            let stored = match is_object {
+                true => &buffer[..lies.stored as usize],
+                false => stored_in(&buffer, from, &lies),
+            };
+            let right = outcome == Ok(true) && self.decode(&lies, stored, page);
             // Moved while it was read: then it is elsewhere now, or there again, and what was read
             // means nothing.
             if !self.is_still(slot, entry) || generation_of(&member, &lies) != generation {
@@ -203,7 +310,8 @@ impl Reader<'_> {
             }
             add(&member.counters.read_errors, 1);
             return Err(match outcome {
-                Ok(()) => self.not_right(slot, Some(&member)),
+                Ok(true) => self.not_right(slot, Some(&member)),
+                Ok(false) => self.lost(slot, &member),
                 Err(errno) => Error::from_os(Operation::Read, slot, errno),
             });
         }
@@ -217,6 +325,13 @@ impl Reader<'_> {
             None => log::error!("slot {slot}: its entry names no member"),
         }
         damaged(slot)
+    }
+
+    /// A server does not have what it said that it has.
+    fn lost(&self, slot: u64, member: &Member) -> Error {
+        add(&member.counters.lost_objects, 1);
+        log::error!("slot {slot}: {} does not have it any more", member.name());
+        Error::from_os(Operation::Read, slot, libc::ENODATA)
     }
 
     fn is_still(&self, slot: u64, entry: Entry) -> bool {
@@ -309,7 +424,7 @@ impl Reader<'_> {
                 add(&member.counters.promoted_out_pages, 1);
                 match beside {
                     Some(_) => self.lower.count_copy(true),
-                    None => store.release(old),
+                    None => store.release(slot, old),
                 }
             }
         }
@@ -327,6 +442,18 @@ fn is_sampled() -> bool {
         reads.set(reads.get().wrapping_add(1));
         reads.get().is_multiple_of(ONE_IN)
     })
+}
+
+/// Gets one object into the buffer; false: the server does not have it.
+fn get_into(member: &Member, key: Key, lies: &Lies, buffer: &mut [u8]) -> Result<bool, i32> {
+    let mut there = false;
+    member.get(&[key], &mut |_, stored| {
+        if let Some(stored) = stored.filter(|stored| stored.len() as u64 == lies.stored) {
+            buffer[..stored.len()].copy_from_slice(stored);
+            there = true;
+        }
+    })?;
+    Ok(there)
 }
 
 fn generation_of(member: &Member, lies: &Lies) -> u32 {

@@ -3,13 +3,15 @@
 //!
 //! ```text
 //! 0      header: magic, and an evacuation that is under way
-//! 512    one record of 384 bytes for each place: what the member is, and how it is to be used
+//! 512    one record of 416 bytes for each place: what the member is, and how it is to be used
+//! 4096   one line of 16 bytes for each write that is on its way to a server elsewhere
 //! ```
 //!
 //! A place is where a member's descriptor stands in the supervisor's holdings. Its record is
 //! written before its state says that there is a member, and the member is empty before the state
 //! says that there is none: so whatever the slot table names has a record.
 
+use super::space::Layout;
 use crate::held::Held;
 use crate::sys::memory::Mapping;
 use std::io;
@@ -22,8 +24,14 @@ use uuid::Uuid;
 /// The region of this page.
 const TIER_REGION: usize = 3;
 /// The last byte is the version.
-const MAGIC: u64 = u64::from_le_bytes(*b"swaptie\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"swaptie\x02");
 const RECORDS_OFFSET: usize = 512;
+/// Where the lines of writes begin.
+const WRITES_OFFSET: usize = PAGE_LEN;
+/// Writes to servers elsewhere that may be on their way, or in doubt, at a time.
+pub(super) const MAX_WRITES: usize = 128;
+/// All of it.
+const RECORDS_BYTES: usize = 2 * PAGE_LEN;
 /// Bytes of a path that are kept: for messages.
 const PATH_BYTES: usize = 192;
 
@@ -62,12 +70,29 @@ pub(super) struct Record {
     segment_bytes: AtomicU64,
     segment_count: AtomicU64,
     rate_bytes: AtomicU64,
+    /// See [`Layout`], and whether it is on a server elsewhere.
+    layout: AtomicU32,
+    is_remote: AtomicU32,
+    /// Part of the keys of objects on a server: another one in each mount.
+    run: AtomicU64,
+    /// The number of the next object. Never one twice, whoever serves: a key must mean one page.
+    next_number: AtomicU64,
     path: [AtomicU64; PATH_BYTES / 8],
+}
+
+/// A write that is on its way to a server elsewhere: it can still arrive when its writer has died.
+#[derive(Debug)]
+#[repr(C)]
+struct Write {
+    /// 0: none. Else the place and one more, and how many bytes above 8 bits.
+    what: AtomicU64,
+    offset: AtomicU64,
 }
 
 const _: () = {
     assert!(size_of::<Header>() <= RECORDS_OFFSET);
     assert!(RECORDS_OFFSET + MAX_DEVICE_MEMBERS * size_of::<Record>() <= PAGE_LEN);
+    assert!(WRITES_OFFSET + MAX_WRITES * size_of::<Write>() <= RECORDS_BYTES);
     assert!(RECORDS_OFFSET.is_multiple_of(8) && size_of::<Record>().is_multiple_of(8));
 };
 
@@ -82,6 +107,11 @@ pub(super) struct Identity {
     pub(super) data_offset_bytes: u64,
     pub(super) segment_bytes: u64,
     pub(super) segment_count: u64,
+    pub(super) layout: Layout,
+    /// It is on a server elsewhere.
+    pub(super) is_remote: bool,
+    /// See [`Record::take_number`].
+    pub(super) run: u64,
     pub(super) path: String,
 }
 
@@ -126,11 +156,11 @@ impl Records {
     /// # Errors
     /// No memory; `InvalidData` where the predecessor's is not what it should be.
     pub(super) fn new(held: &Held) -> io::Result<Records> {
-        let memory = held.map(TIER_REGION, PAGE_LEN)?;
+        let memory = held.map(TIER_REGION, RECORDS_BYTES)?;
         if held.is_adopted() {
-            memory.map_present(0, PAGE_LEN)?;
+            memory.map_present(0, RECORDS_BYTES)?;
         } else {
-            memory.populate_range(0, PAGE_LEN)?;
+            memory.populate_range(0, RECORDS_BYTES)?;
         }
         let records = Records { memory };
         let magic = &records.header().magic;
@@ -160,6 +190,46 @@ impl Records {
             unsafe { self.memory.as_ptr().add(RECORDS_OFFSET + place * size_of::<Record>()) };
         // SAFETY: aligned; any bits are a record, whose fields are atomics.
         unsafe { &*start.cast() }
+    }
+
+    fn write_at(&self, line: usize) -> &Write {
+        assert!(line < MAX_WRITES);
+        let offset = WRITES_OFFSET + line * size_of::<Write>();
+        // SAFETY: inside the memory, as its layout asserts.
+        let start = unsafe { self.memory.as_ptr().add(offset) };
+        // SAFETY: aligned; any bits are a line, whose fields are atomics.
+        unsafe { &*start.cast() }
+    }
+
+    /// Notes that `bytes` are about to be written to a member. `None`: too many are.
+    pub(super) fn begin_write(&self, place: usize, offset: u64, bytes: u64) -> Option<usize> {
+        let what = (place as u64 + 1) | (bytes << 8);
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        (0..MAX_WRITES).find(|&line| {
+            let write = self.write_at(line);
+            // Taken first: a successor that finds it without its offset, which is that of an earlier
+            // write, keeps room from being used that is free.
+            let taken = write.what.compare_exchange(0, what, order.0, order.1).is_ok();
+            if taken {
+                write.offset.store(offset, Ordering::Release);
+            }
+            taken
+        })
+    }
+
+    /// It has arrived, or nothing will.
+    pub(super) fn end_write(&self, line: usize) {
+        self.write_at(line).what.store(0, Ordering::Release);
+    }
+
+    /// Writes that a predecessor began and nobody has seen the end of: line, place, offset, bytes.
+    pub(super) fn writes(&self) -> impl Iterator<Item = (usize, usize, u64, u64)> {
+        (0..MAX_WRITES).filter_map(|line| {
+            let write = self.write_at(line);
+            let what = write.what.load(Ordering::Acquire);
+            let place = (what & 0xff).checked_sub(1)? as usize;
+            Some((line, place, write.offset.load(Ordering::Acquire), what >> 8))
+        })
     }
 
     /// The evacuation that is under way.
@@ -205,6 +275,22 @@ impl Records {
     }
 }
 
+fn kind_number(kind: MemberKind) -> u32 {
+    match kind {
+        MemberKind::Log => 0,
+        MemberKind::Linear => 1,
+        MemberKind::Remote => 2,
+    }
+}
+
+fn layout_number(layout: Layout) -> u32 {
+    match layout {
+        Layout::Log => 0,
+        Layout::Linear => 1,
+        Layout::Objects => 2,
+    }
+}
+
 impl Record {
     /// There is a member here.
     pub(super) fn is_in_use(&self) -> bool {
@@ -217,7 +303,11 @@ impl Record {
         self.uuid[0].store(high, Ordering::Relaxed);
         self.uuid[1].store(low, Ordering::Relaxed);
         self.order.store(identity.order, Ordering::Relaxed);
-        self.kind.store(u32::from(identity.kind == MemberKind::Linear), Ordering::Relaxed);
+        self.kind.store(kind_number(identity.kind), Ordering::Relaxed);
+        self.layout.store(layout_number(identity.layout), Ordering::Relaxed);
+        self.is_remote.store(u32::from(identity.is_remote), Ordering::Relaxed);
+        self.run.store(identity.run, Ordering::Relaxed);
+        self.next_number.store(0, Ordering::Relaxed);
         self.base.store(identity.base, Ordering::Relaxed);
         self.data_offset_bytes.store(identity.data_offset_bytes, Ordering::Relaxed);
         self.segment_bytes.store(identity.segment_bytes, Ordering::Relaxed);
@@ -232,6 +322,16 @@ impl Record {
         self.path_len.store(path.len() as u32, Ordering::Relaxed);
         self.set(options);
         self.in_use.store(1, Ordering::Release);
+    }
+
+    /// A number for an object that is put on a server: nobody had it, and nobody will.
+    pub(super) fn take_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// How many were taken.
+    pub(super) fn numbers_taken(&self) -> u64 {
+        self.next_number.load(Ordering::Relaxed)
     }
 
     /// There is none any more: it is empty.
@@ -277,8 +377,16 @@ impl Record {
             order: self.order.load(Ordering::Relaxed),
             kind: match self.kind.load(Ordering::Relaxed) {
                 0 => MemberKind::Log,
-                _ => MemberKind::Linear,
+                1 => MemberKind::Linear,
+                _ => MemberKind::Remote,
             },
+            layout: match self.layout.load(Ordering::Relaxed) {
+                0 => Layout::Log,
+                1 => Layout::Linear,
+                _ => Layout::Objects,
+            },
+            is_remote: self.is_remote.load(Ordering::Relaxed) != 0,
+            run: self.run.load(Ordering::Relaxed),
             uuid: Uuid::from_u64_pair(uuid[0], uuid[1]),
             base: self.base.load(Ordering::Relaxed),
             data_offset_bytes: self.data_offset_bytes.load(Ordering::Relaxed),
@@ -300,6 +408,7 @@ impl Record {
             incompressible: self.takes_incompressible(),
             segment_bytes: None,
             discard: self.discard(),
+            remote: None,
         }
     }
 

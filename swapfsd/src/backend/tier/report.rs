@@ -1,10 +1,11 @@
 //! The numbers of a tier volume.
 
-use super::lower::Lower;
+use super::lower::{Lower, Members};
 use super::member::Member;
 use super::record::Direction;
 use crate::backend::zmem::Store;
 use crate::backend::{EvacuationReport, TierReport};
+use crate::sys::network_heap;
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use swapfs_format::member::{Keep, Promote};
@@ -24,8 +25,46 @@ pub(super) fn numbers(lower: &Lower, report: &mut dyn FnMut(&'static str, u64)) 
         read += get(&member.counters.read_pages);
         below += get(&member.counters.pages);
     }
+    let members = lower.members();
+    let remote = |count: fn(&Member) -> u64| -> u64 {
+        members.iter().filter(|member| member.is_remote()).map(|member| count(member)).sum()
+    };
+    if members.iter().any(|member| member.is_remote()) {
+        report("remote_lost_objects", remote(|m| m.counters.lost_objects.load(Ordering::Relaxed)));
+        report(
+            "remote_wrong_objects",
+            remote(|m| m.counters.wrong_objects.load(Ordering::Relaxed)),
+        );
+        report("remote_left_objects", remote(|m| m.counters.left_objects.load(Ordering::Relaxed)));
+        report("remote_doubtful_writes", remote(|m| m.doubts.len() as u64));
+        report("network_heap_overflows", network_heap::network_heap_overflows());
+        report_sums(&members, report);
+    }
     report("read_below_pages", read);
     report("below_pages", below);
+}
+
+/// What the clients of servers count, all of a name together: a name is said once.
+fn report_sums(members: &Members, report: &mut dyn FnMut(&'static str, u64)) {
+    const MOST: usize = 64;
+    let mut sums = [("", 0); MOST];
+    let mut count = 0;
+    for member in members.iter() {
+        member.remote_statistics(&mut |name, value| match sums[..count]
+            .iter_mut()
+            .find(|(known, _)| *known == name)
+        {
+            Some((_, sum)) => *sum += value,
+            None if count < MOST => {
+                sums[count] = (name, value);
+                count += 1;
+            }
+            None => {}
+        });
+    }
+    for (name, value) in &sums[..count] {
+        report(name, *value);
+    }
 }
 
 /// Text that is put together without the heap.

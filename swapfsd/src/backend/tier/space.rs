@@ -4,6 +4,7 @@
 //! log      objects one behind the other in segments, which are written from front to back, and
 //!          free when nothing in them lives: sparse ones are emptied by the collector
 //! linear   an object in a block of 4 KiB each: a freed block can be used again at once
+//! objects  each object by a key of its own, that is never used twice: there is only a limit to keep
 //! ```
 //!
 //! Room is taken in *extents*, which are written whole. Nothing here is on the device or outlives
@@ -14,12 +15,15 @@
 //! device without a lock, to put it elsewhere, knows by it that what was read is what the entry
 //! named all the time.
 
+mod doubt;
+
+pub(super) use doubt::Doubt;
+
 use crate::sync::Mutex;
 use crate::sys::memory::Mapping;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
-use swapfs_format::member::MemberKind;
 use swapfs_format::{PAGE_BYTES, PAGE_LEN};
 
 /// The most that an extent has, in bytes.
@@ -30,6 +34,26 @@ const LEAST_EXTENT_BYTES: u64 = 24 << 10;
 pub(super) const KEEP_SEGMENTS: usize = 3;
 /// Of a member that has fewer segments, the collector has fewer for itself.
 const FEW_SEGMENTS: usize = 16;
+
+/// Numbers of objects that a member of [`Layout::Objects`] has: it takes none when they are used up,
+/// which takes a year at 30,000 a second.
+pub(super) const OBJECT_NUMBERS: u64 = 1 << 40;
+/// When there are fewer left, no more are begun with.
+const LEAST_NUMBERS: u64 = 1 << 20;
+/// What an object takes on a server beside its own bytes: an envelope, its key, and what the server needs to find
+/// it (tests/bench/RESULTS.md).
+pub(super) const OBJECT_OVERHEAD_BYTES: u64 = 330;
+
+/// How objects lie on a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Packed into segments.
+    Log,
+    /// One in a block of 4 KiB.
+    Linear,
+    /// Each by itself, by a key.
+    Objects,
+}
 
 /// Who takes room: what has survived a collection is kept apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +100,7 @@ struct Lists {
 /// The room on a member.
 #[derive(Debug)]
 pub(super) struct Space {
-    kind: MemberKind,
+    layout: Layout,
     segment_bytes: u64,
     segment_count: u64,
     words: Mapping,
@@ -91,27 +115,24 @@ impl Space {
     ///
     /// # Errors
     /// No memory.
-    pub(super) fn new(
-        kind: MemberKind,
-        segment_bytes: u64,
-        segment_count: u64,
-    ) -> io::Result<Space> {
+    pub(super) fn new(layout: Layout, segment_bytes: u64, segment_count: u64) -> io::Result<Space> {
         let pages = |bytes: u64| (bytes as usize).next_multiple_of(PAGE_LEN);
-        let words = Mapping::new(pages(segment_count * size_of::<Words>() as u64), true)?;
-        let blocks = match kind {
-            MemberKind::Log => None,
-            MemberKind::Linear => {
+        let word_count = if layout == Layout::Objects { 1 } else { segment_count };
+        let words = Mapping::new(pages(word_count * size_of::<Words>() as u64), true)?;
+        let blocks = match layout {
+            Layout::Log | Layout::Objects => None,
+            Layout::Linear => {
                 let blocks = segment_count * segment_bytes / PAGE_BYTES;
                 Some(Mapping::new(pages(blocks.div_ceil(64) * 8), true)?)
             }
         };
         let mut free = VecDeque::new();
-        if kind == MemberKind::Log {
+        if layout == Layout::Log {
             free.extend(0..segment_count as u32);
         }
         let lists = Lists { free, open: [None; 2], cursor: 0 };
         Ok(Space {
-            kind,
+            layout,
             segment_bytes,
             segment_count,
             words,
@@ -121,8 +142,8 @@ impl Space {
         })
     }
 
-    pub(super) fn kind(&self) -> MemberKind {
-        self.kind
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
     }
 
     pub(super) fn segment_count(&self) -> u64 {
@@ -138,6 +159,14 @@ impl Space {
         self.segment_bytes * self.segment_count
     }
 
+    /// Places that there are in the address space of all members.
+    pub(super) fn addresses(&self) -> u64 {
+        match self.layout {
+            Layout::Log | Layout::Linear => self.capacity_bytes(),
+            Layout::Objects => OBJECT_NUMBERS,
+        }
+    }
+
     /// Bytes that objects take, or will when they are written.
     pub(super) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed)
@@ -145,19 +174,18 @@ impl Space {
 
     /// Bytes that can't be written to just now.
     pub(super) fn used_bytes(&self) -> u64 {
-        match self.kind {
-            MemberKind::Log => {
-                self.capacity_bytes() - self.free_segments() as u64 * self.segment_bytes
-            }
-            MemberKind::Linear => self.live_bytes(),
+        match self.layout {
+            Layout::Log => self.capacity_bytes() - self.free_segments() as u64 * self.segment_bytes,
+            Layout::Linear | Layout::Objects => self.live_bytes(),
         }
     }
 
     /// Bytes that may live here: without what the collector needs to work.
     pub(super) fn usable_bytes(&self) -> u64 {
-        match self.kind {
-            MemberKind::Linear => self.capacity_bytes(),
-            MemberKind::Log => {
+        match self.layout {
+            Layout::Linear => self.capacity_bytes(),
+            Layout::Objects => self.capacity_bytes().saturating_sub(MAX_EXTENT_BYTES as u64),
+            Layout::Log => {
                 let kept = 2 * self.keep_segments() as u64 + 1;
                 self.segment_count.saturating_sub(kept) * self.segment_bytes / 16 * 15
             }
@@ -166,9 +194,10 @@ impl Space {
 
     /// Can an extent be taken now, by others than the collector?
     pub(super) fn has_room(&self) -> bool {
-        match self.kind {
-            MemberKind::Linear => self.live_bytes() < self.capacity_bytes(),
-            MemberKind::Log => {
+        match self.layout {
+            Layout::Linear => self.live_bytes() < self.capacity_bytes(),
+            Layout::Objects => self.live_bytes() + MAX_EXTENT_BYTES as u64 <= self.capacity_bytes(),
+            Layout::Log => {
                 let lists = self.lists.lock();
                 let open = lists.open[Stream::Fresh as usize];
                 let room = |fill| self.segment_bytes - fill >= LEAST_EXTENT_BYTES;
@@ -184,6 +213,10 @@ impl Space {
 
     pub(super) fn free_segments(&self) -> usize {
         self.lists.lock().free.len()
+    }
+
+    fn word_count(&self) -> u64 {
+        if self.layout == Layout::Objects { 1 } else { self.segment_count }
     }
 
     fn words(&self, segment: u64) -> &Words {
@@ -208,33 +241,57 @@ impl Space {
 
     /// Can there be an object of `size` bytes?
     pub(super) fn is_inside(&self, offset: u64, size: u64) -> bool {
-        offset.checked_add(size).is_some_and(|end| end <= self.capacity_bytes())
+        match self.layout {
+            Layout::Objects => offset < OBJECT_NUMBERS,
+            _ => offset.checked_add(size).is_some_and(|end| end <= self.capacity_bytes()),
+        }
     }
 
     /// Bytes that an object of `stored` bytes takes.
     pub(super) fn taken_by(&self, stored: u64) -> u64 {
-        match self.kind {
-            MemberKind::Log => stored,
-            MemberKind::Linear => PAGE_BYTES,
+        match self.layout {
+            Layout::Log => stored,
+            Layout::Linear => PAGE_BYTES,
+            Layout::Objects => stored + OBJECT_OVERHEAD_BYTES,
         }
     }
 
+    /// The segment that something lies in: 0 of [`Layout::Objects`], which has none.
     pub(super) fn segment_of(&self, offset: u64) -> u64 {
-        offset / self.segment_bytes
+        match self.layout {
+            Layout::Objects => 0,
+            _ => offset / self.segment_bytes,
+        }
     }
 
-    /// Goes up when room in the segment is taken anew.
+    /// Goes up when room in the segment is taken anew. Objects by keys are never where others were.
     pub(super) fn generation(&self, segment: u64) -> u32 {
         self.words(segment).generation.load(Ordering::Acquire)
     }
 
-    /// Takes room for `stream`. `None`: there is none but what the collector needs.
-    pub(super) fn begin(&self, stream: Stream) -> Option<Extent> {
-        let mut lists = self.lists.lock();
-        match self.kind {
-            MemberKind::Log => self.begin_in_segment(&mut lists, stream),
-            MemberKind::Linear => self.begin_in_blocks(&mut lists, stream),
+    /// Takes room for `stream`. `None`: there is none but what the collector needs. `numbers`: how
+    /// many keys were given away, of [`Layout::Objects`].
+    pub(super) fn begin(&self, stream: Stream, numbers: u64) -> Option<Extent> {
+        if self.layout == Layout::Objects {
+            return self.begin_objects(stream, numbers);
         }
+        let mut lists = self.lists.lock();
+        match self.layout {
+            Layout::Objects => None,
+            Layout::Log => self.begin_in_segment(&mut lists, stream),
+            Layout::Linear => self.begin_in_blocks(&mut lists, stream),
+        }
+    }
+
+    /// Room by the limit alone.
+    fn begin_objects(&self, stream: Stream, numbers: u64) -> Option<Extent> {
+        let bytes = MAX_EXTENT_BYTES as u64;
+        let more = |live: u64| (live + bytes <= self.capacity_bytes()).then_some(live + bytes);
+        if numbers + LEAST_NUMBERS > OBJECT_NUMBERS {
+            return None;
+        }
+        self.live_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Extent { offset: 0, capacity: MAX_EXTENT_BYTES, stream })
     }
 
     fn begin_in_segment(&self, lists: &mut Lists, stream: Stream) -> Option<Extent> {
@@ -328,16 +385,20 @@ impl Space {
 
     /// `size` bytes at `offset`, in an extent that is being written, are an object from now on.
     pub(super) fn placed(&self, offset: u64, size: u64) {
-        if self.kind == MemberKind::Log {
-            self.add_live(offset, size);
+        match self.layout {
+            Layout::Log => self.add_live(offset, size),
+            Layout::Linear => {}
+            Layout::Objects => {
+                self.live_bytes.fetch_add(size, Ordering::Relaxed);
+            }
         }
     }
 
     /// What was put into the extent is published, or given up; `used` bytes of it were written.
     pub(super) fn end(&self, extent: Extent, used: usize) {
         let used = used.next_multiple_of(PAGE_LEN) as u64;
-        match self.kind {
-            MemberKind::Log => {
+        match self.layout {
+            Layout::Log => {
                 let (segment, capacity) = (self.segment_of(extent.offset), extent.capacity as u64);
                 let end = extent.offset % self.segment_bytes + capacity;
                 let mut lists = self.lists.lock();
@@ -351,13 +412,20 @@ impl Space {
                 drop(lists);
                 self.sub_live(extent.offset, capacity);
             }
-            MemberKind::Linear => {
+            Layout::Linear => {
                 let end = extent.offset + extent.capacity as u64;
                 for offset in (extent.offset + used..end).step_by(PAGE_LEN) {
                     self.free(offset, PAGE_BYTES);
                 }
             }
+            Layout::Objects => self.sub_live_bytes(extent.capacity as u64),
         }
+    }
+
+    /// Not below zero: a damaged entry may name what was never there.
+    fn sub_live_bytes(&self, bytes: u64) {
+        let less = |live: u64| Some(live.saturating_sub(bytes));
+        let _ = self.live_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// The extent could not be written: nothing was put there.
@@ -367,9 +435,9 @@ impl Space {
 
     /// What was placed there is named by no entry any more.
     pub(super) fn free(&self, offset: u64, size: u64) {
-        match self.kind {
-            MemberKind::Log => self.sub_live(offset, size),
-            MemberKind::Linear => {
+        match self.layout {
+            Layout::Log => self.sub_live(offset, size),
+            Layout::Linear => {
                 let block = offset / PAGE_BYTES;
                 let Some(word) = self.block_words().get((block / 64) as usize) else { return };
                 let bit = 1 << (block % 64);
@@ -377,6 +445,7 @@ impl Space {
                     self.live_bytes.fetch_sub(PAGE_BYTES, Ordering::Relaxed);
                 }
             }
+            Layout::Objects => self.sub_live_bytes(size),
         }
     }
 
@@ -414,8 +483,8 @@ impl Space {
             capacity: self.segment_bytes as usize,
             stream: Stream::Fresh,
         };
-        match self.kind {
-            MemberKind::Log => {
+        match self.layout {
+            Layout::Log => {
                 let is_written = |&segment: &u32| {
                     self.words(u64::from(segment)).written.load(Ordering::Relaxed) != 0
                 };
@@ -424,7 +493,7 @@ impl Space {
                 self.words(u64::from(segment)).state.store(OPEN, Ordering::Release);
                 Some(extent(u64::from(segment)))
             }
-            MemberKind::Linear => {
+            Layout::Linear => {
                 let blocks = self.segment_bytes / PAGE_BYTES;
                 let words = self.block_words();
                 let is_free = |block: u64| {
@@ -441,6 +510,7 @@ impl Space {
                 self.words(segment).generation.fetch_add(1, Ordering::AcqRel);
                 Some(extent(segment))
             }
+            Layout::Objects => None,
         }
     }
 
@@ -448,19 +518,19 @@ impl Space {
     pub(super) fn end_discard(&self, extent: Extent) {
         let segment = self.segment_of(extent.offset);
         self.words(segment).written.store(0, Ordering::Relaxed);
-        match self.kind {
-            MemberKind::Log => {
+        match self.layout {
+            Layout::Log => {
                 let mut lists = self.lists.lock();
                 self.words(segment).state.store(FREE, Ordering::Release);
                 lists.free.push_back(segment as u32);
             }
-            MemberKind::Linear => self.end(extent, 0),
+            Layout::Linear | Layout::Objects => self.end(extent, 0),
         }
     }
 
     /// Forgets what lives, before it is counted again. Nobody else is here.
     pub(super) fn begin_count(&self) {
-        for segment in 0..self.segment_count {
+        for segment in 0..self.word_count() {
             let words = self.words(segment);
             words.live.store(0, Ordering::Relaxed);
             words.state.store(FREE, Ordering::Relaxed);
@@ -474,13 +544,16 @@ impl Space {
         if !self.is_inside(offset, size) {
             return;
         }
-        match self.kind {
-            MemberKind::Log => self.add_live(offset, size),
-            MemberKind::Linear => {
+        match self.layout {
+            Layout::Log => self.add_live(offset, size),
+            Layout::Linear => {
                 let block = offset / PAGE_BYTES;
                 let Some(word) = self.block_words().get((block / 64) as usize) else { return };
                 word.fetch_or(1 << (block % 64), Ordering::Relaxed);
                 self.live_bytes.fetch_add(PAGE_BYTES, Ordering::Relaxed);
+            }
+            Layout::Objects => {
+                self.live_bytes.fetch_add(size, Ordering::Relaxed);
             }
         }
     }
@@ -489,7 +562,7 @@ impl Space {
     pub(super) fn end_count(&self) {
         let mut lists = self.lists.lock();
         lists.open = [None; 2];
-        if self.kind == MemberKind::Linear {
+        if self.layout != Layout::Log {
             return;
         }
         lists.free.clear();

@@ -4,6 +4,7 @@ mod evacuation;
 mod failing;
 mod interleavings;
 mod moving;
+mod servers;
 
 use super::*;
 use crate::backend::objects::fill;
@@ -11,11 +12,13 @@ use crate::error::ErrorKind;
 use crate::held::BACKEND_REGIONS;
 use crate::members::NoKeeper;
 use crate::sys::file::Discarded;
+use servers::{Address, Server};
 use std::fs::File;
 use std::os::fd::FromRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 use swapfs_format::PAGE_LEN;
+use swapfs_format::remote::RemoteLayout;
 use swapfs_format::types::{Algorithm, ZmemOptions};
 
 const DATA_OFFSET_BYTES: u64 = 64 << 10;
@@ -26,6 +29,8 @@ struct Memory {
     bytes: Mutex<Vec<u8>>,
     fail_reads: AtomicBool,
     fail_writes: AtomicBool,
+    /// What writes fail with.
+    errno: AtomicI32,
     written_bytes: AtomicU64,
 }
 
@@ -35,6 +40,7 @@ impl Memory {
             bytes: Mutex::new(vec![0; (DATA_OFFSET_BYTES + data_bytes) as usize]),
             fail_reads: AtomicBool::new(false),
             fail_writes: AtomicBool::new(false),
+            errno: AtomicI32::new(libc::EIO),
             written_bytes: AtomicU64::new(0),
         })
     }
@@ -59,7 +65,7 @@ impl BlockDevice for Memory {
     fn write_at(&self, buffer: &[u8], offset: u64) -> std::result::Result<(), i32> {
         assert!(offset.is_multiple_of(4096) && buffer.len().is_multiple_of(4096));
         if self.fail_writes.load(Ordering::SeqCst) {
-            return Err(libc::EIO);
+            return Err(self.errno.load(Ordering::SeqCst));
         }
         let mut bytes = self.bytes.lock();
         let range = offset as usize..offset as usize + buffer.len();
@@ -93,14 +99,19 @@ impl Images for Shelf {
         let (_, memory, setup) = found.ok_or("no such image")?;
         let device: Arc<dyn BlockDevice> = Arc::clone(memory) as Arc<dyn BlockDevice>;
         Ok(OpenedMember {
-            device: MemberDevice { device, on_block_device: false },
+            device: device_of(device),
             setup: setup.clone(),
             file: tempfile::tempfile().map_err(|error| error.to_string())?,
         })
     }
 
-    fn check(&self, device: &dyn BlockDevice, _: Uuid) -> std::result::Result<(), i32> {
+    fn check(&self, device: &MemberDevice, _: Uuid) -> std::result::Result<(), i32> {
         let mut page = vec![0; PAGE_LEN];
+        let device = match &device.backing {
+            Backing::Blocks(device) => device,
+            Backing::Objects(store) => return store.check(),
+            Backing::Unopened(_) => return Err(libc::ENODEV),
+        };
         device.read_at(&mut page, 0)?;
         device.write_at(&page, 0)
     }
@@ -111,7 +122,8 @@ impl Images for Shelf {
 
     fn record_options(
         &self,
-        _: &dyn BlockDevice,
+        _: &MemberDevice,
+        _: &str,
         uuid: Uuid,
         change: &dyn Fn(MemberKind, &str) -> std::result::Result<String, String>,
     ) -> std::result::Result<MemberOptions, String> {
@@ -127,18 +139,31 @@ struct Fixture {
     options: TierOptions,
     slots: u64,
     shelf: Arc<Shelf>,
+    server: Arc<Server>,
+}
+
+fn device_of(device: Arc<dyn BlockDevice>) -> MemberDevice {
+    MemberDevice { backing: Backing::Blocks(device), on_block_device: false, deadline: None }
 }
 
 fn member(order: u32, kind: MemberKind, data_bytes: u64, options: &str) -> MemberSetup {
+    let options = MemberOptions::parse(kind, options).unwrap();
+    let layout = match (kind, options.remote.as_ref().map(|remote| remote.layout)) {
+        (_, Some(RemoteLayout::Objects)) => Layout::Objects,
+        (MemberKind::Log, _) | (_, Some(RemoteLayout::Log)) => Layout::Log,
+        _ => Layout::Linear,
+    };
     MemberSetup {
         order,
         uuid: Uuid::from_u128(u128::from(order)),
         kind,
+        layout,
+        is_remote: kind == MemberKind::Remote,
         data_offset_bytes: DATA_OFFSET_BYTES,
         data_bytes,
         segment_bytes: 64 << 10,
         path: format!("member-{order}"),
-        options: MemberOptions::parse(kind, options).unwrap(),
+        options,
     }
 }
 
@@ -177,6 +202,7 @@ impl Fixture {
             },
             slots,
             shelf: Arc::default(),
+            server: Arc::default(),
         }
     }
 
@@ -190,9 +216,14 @@ impl Fixture {
     fn standby(&self, adopted: bool) -> Tier {
         let regions = std::array::from_fn(|index| self.regions[index].try_clone().unwrap());
         let mut devices: [Option<MemberDevice>; MAX_DEVICE_MEMBERS] = Default::default();
-        for (device, (memory, _)) in devices.iter_mut().zip(&self.devices) {
-            let memory: Arc<dyn BlockDevice> = Arc::clone(memory) as Arc<dyn BlockDevice>;
-            *device = Some(MemberDevice { device: memory, on_block_device: false });
+        for (device, (memory, setup)) in devices.iter_mut().zip(&self.devices) {
+            let memory = device_of(Arc::clone(memory) as Arc<dyn BlockDevice>);
+            let deadline = setup.is_remote.then_some(Duration::from_secs(1));
+            let backing = match setup.layout {
+                Layout::Objects => Backing::Unopened(Arc::new(Address(Arc::clone(&self.server)))),
+                _ => memory.backing,
+            };
+            *device = Some(MemberDevice { backing, deadline, ..memory });
         }
         let setup = Setup {
             slot_count: self.slots,
@@ -203,6 +234,7 @@ impl Fixture {
             members: self.devices.iter().map(|(_, setup)| setup.clone()).enumerate().collect(),
             keeper: Arc::new(NoKeeper),
             images: Arc::clone(&self.shelf) as Arc<dyn Images>,
+            is_open: true,
         };
         Tier::new(setup, &Held::regions(regions, adopted)).unwrap()
     }

@@ -2,21 +2,23 @@
 //! segments emptied. One thread a member.
 
 use super::carry::{Carrier, Target, for_each_on};
+use super::counts::add;
 use super::demote::{IDLE_LOOK, next_slots, slots_at_a_time, was_taken};
+use super::doubts::GRACE;
 use super::load::Why;
 use super::lower::{Decodes, Lower};
-use super::member::{Member, State, add};
+use super::member::{Member, State};
 use super::policy::{self, SWEEP_ROUNDS, Visit};
-use super::space::Stream;
+use super::space::{Layout, Stream};
 use crate::backend::zmem::Store;
 use crate::codec;
+use crate::remote::{Key, nbd};
 use crate::sys::process;
 use std::collections::BinaryHeap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use swapfs_format::member::MemberKind;
 use swapfs_format::types::SegmentDiscard;
 
 /// How often it looks without being told.
@@ -32,6 +34,10 @@ const ROOM_TO_GAIN: u64 = 16;
 const ROOM_PART: u64 = 8;
 /// How often it looks for freed room that the device has not been told of.
 const DISCARDS: Duration = Duration::from_secs(1);
+/// Objects that a server is asked to forget at once.
+const MAX_REMOVALS: usize = 512;
+/// How often a server is looked through at most.
+const SWEEPS: Duration = Duration::from_secs(60);
 /// How long a member is left alone that is full, and has nothing below.
 const REST: Duration = Duration::from_secs(1);
 /// Segments' worth of pages that go down where nothing can be gained by collecting.
@@ -50,6 +56,8 @@ pub(super) struct Upkeep {
     rests_until: Instant,
     /// When it was last looked what there is to be discarded.
     discarded: Instant,
+    /// When the server was last looked through.
+    swept: Option<Instant>,
 }
 
 impl Upkeep {
@@ -73,6 +81,7 @@ impl Upkeep {
             cannot_discard: false,
             rests_until: Instant::now(),
             discarded: Instant::now(),
+            swept: None,
         })
     }
 
@@ -107,6 +116,9 @@ impl Upkeep {
                 }
             }
             decodes.count(&lower);
+            self.member.end_old_doubts(GRACE);
+            worked |= self.remove_objects(store);
+            self.sweep(&lower);
             // What there is to be discarded is looked for in all segments, so not all the time.
             if !worked && self.wants_discards(&lower) && self.discarded.elapsed() >= DISCARDS {
                 worked = self.discard(store, &lower);
@@ -215,6 +227,56 @@ impl Upkeep {
         carried.pages
     }
 
+    /// Has objects removed from their server that nobody needs; false: there are none, or it does not
+    /// answer.
+    fn remove_objects(&mut self, store: &Store) -> bool {
+        let mut any = false;
+        while self.member.has_objects()
+            && !store.stop.load(Ordering::Relaxed)
+            && !matches!(self.member.state(), State::Failed | State::Missing)
+        {
+            let mut keys = [Key { slot: 0, number: 0 }; MAX_REMOVALS];
+            let count = self.member.removals.take(&mut keys);
+            if count == 0 {
+                break;
+            }
+            any = true;
+            let Some(objects) = self.member.objects() else { break };
+            if let Err(errno) = objects.remove(&keys[..count]) {
+                // Unless somebody else wants the room: it works, or somebody will find out.
+                keys[..count].iter().for_each(|key| self.member.remove_later(*key));
+                self.member.fail("removing objects failed", errno);
+                return false;
+            }
+        }
+        any
+    }
+
+    /// Removes what is left on a server, since there were too many to be noted or a predecessor has
+    /// died, when nothing is needed that is there.
+    fn sweep(&mut self, lower: &Lower) {
+        let (member, counters) = (&self.member, &self.member.counters);
+        let left = counters.left_objects.load(Ordering::Relaxed);
+        let is_time = self.swept.is_none_or(|when| when.elapsed() >= SWEEPS);
+        if left == 0 || !is_time || member.state() != State::Ok {
+            return;
+        }
+        let Some(objects) = member.objects() else { return };
+        // Those that are put from now on have greater numbers.
+        let below = {
+            let Some(_alone) = lower.moving.try_write() else { return };
+            let live = member.space.live_bytes();
+            if counters.pages.load(Ordering::Relaxed) > 0 || live > 0 {
+                return;
+            }
+            member.numbers_taken()
+        };
+        self.swept = Some(Instant::now());
+        if objects.clear(Some(below)).is_ok() {
+            counters.left_objects.fetch_sub(left, Ordering::Relaxed);
+        }
+    }
+
     fn wants_discards(&self, lower: &Lower) -> bool {
         match lower.records.at(self.member.place).discard() {
             SegmentDiscard::On => true,
@@ -233,9 +295,29 @@ impl Upkeep {
                 break;
             }
             let Some(extent) = member.space.begin_discard() else { break };
-            let outcome = member.discard(extent.offset, extent.capacity as u64);
-            member.space.end_discard(extent);
+            let (offset, bytes) = (extent.offset, extent.capacity as u64);
+            // A server may do it later than it says: a successor is to know.
+            let line = match member.is_remote() {
+                true => member.begin_write(offset, bytes),
+                false => Some(0),
+            };
+            let Some(line) = line else {
+                member.space.end_discard(extent);
+                break;
+            };
+            let outcome = member.discard(offset, bytes);
             any = true;
+            match (member.is_remote(), outcome) {
+                (false, _) => member.space.end_discard(extent),
+                (true, Err(errno)) if nbd::may_still_happen(errno) => {
+                    member.doubts.add(member.space.doubt_of_discard(extent), line);
+                    break;
+                }
+                (true, _) => {
+                    member.space.end_discard(extent);
+                    member.end_write(line);
+                }
+            }
             if let Err(errno) = outcome {
                 // Asked once: it is a favour to the device.
                 self.cannot_discard = true;
@@ -249,7 +331,7 @@ impl Upkeep {
     /// There are few free segments.
     fn wants_collection(&self) -> bool {
         let space = &self.member.space;
-        if space.kind() != MemberKind::Log || self.member.state() != State::Ok {
+        if space.layout() != Layout::Log || self.member.state() != State::Ok {
             return false;
         }
         let count = space.segment_count();

@@ -81,15 +81,15 @@ impl Store {
     }
 
     /// Frees what an entry named that is no longer in the table, the copy below too.
-    pub(in crate::backend) fn release_all(&self, old: Replaced) {
-        self.release(old.entry);
+    pub(in crate::backend) fn release_all(&self, slot: u64, old: Replaced) {
+        self.release(slot, old.entry);
         if let Some(copy) = old.copy {
-            self.release_copy(copy);
+            self.release_copy(slot, copy);
         }
     }
 
-    fn release_copy(&self, copy: Entry) {
-        self.release(copy);
+    fn release_copy(&self, slot: u64, copy: Entry) {
+        self.release(slot, copy);
         if let Some(lower) = &self.lower {
             lower.count_copy(false);
         }
@@ -124,7 +124,7 @@ impl Store {
             if exchange.is_ok() {
                 drop(alone);
                 crash::pass(Point::TierCopyDropped);
-                self.release_copy(copy);
+                self.release_copy(slot, copy);
                 return true;
             }
         }
@@ -158,7 +158,9 @@ impl Store {
             match self.write_page(&mut writer, slot, page) {
                 Ok(()) => break Ok(writer),
                 Err(error)
+                    // The kernel keeps the page, and tries again.
                     if !takes_pages
+                        || lower.is_clogged()
                         || Instant::now() >= deadline
                         || self.stop.load(Ordering::Relaxed) =>
                 {

@@ -176,6 +176,6 @@ fn move_object(store: &Store, open: &mut OpenSegment, slot: u64, cell: &AtomicU6
     cell.store(new.0, Ordering::Release);
     drop(alone);
     crash::pass(Point::ZmemMovePublished);
-    store.release(entry);
+    store.release(slot, entry);
     store.counters.add(Field::Compacted, 1);
 }

@@ -343,7 +343,7 @@ impl Store {
         drop(alone);
         crash::pass(Point::ZmemPublished);
         self.counters.replaced(old.entry, entry);
-        self.release_all(old);
+        self.release_all(slot, old);
         Some(())
     }
 
@@ -385,7 +385,7 @@ impl Store {
             self.pool.free(between);
         }
         self.counters.replaced(old, entry);
-        self.release(old);
+        self.release(slot, old);
         Some(())
     }
 
@@ -397,11 +397,11 @@ impl Store {
         append().or_else(|| self.close_other_writers().then(append).flatten())
     }
 
-    /// Frees the object of an entry that is no longer in the table.
-    pub(in crate::backend) fn release(&self, old: Entry) {
+    /// Frees the object of an entry of the slot's that is no longer in the table.
+    pub(in crate::backend) fn release(&self, slot: u64, old: Entry) {
         if let Some(object) = old.as_object() {
             match (&self.lower, self.dedup()) {
-                (Some(lower), _) if object.device_offset().is_some() => lower.free(&object),
+                (Some(lower), _) if object.device_offset().is_some() => lower.free(slot, &object),
                 (_, Some(dedup)) => dedup.release(&self.pool, &object),
                 _ => self.pool.free(&object),
             }
@@ -475,7 +475,7 @@ impl Store {
             drop(alone);
             crash::pass(Point::ZmemDiscarding);
             self.counters.replaced(old.entry, Entry::ABSENT);
-            self.release_all(old);
+            self.release_all(slot, old);
         });
     }
 }

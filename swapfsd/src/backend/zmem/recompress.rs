@@ -173,12 +173,12 @@ impl Worker<'_> {
         if exchanged {
             crash::pass(Point::ZmemRecompressPublished);
             store.counters.replaced(entry, new);
-            store.release(entry);
+            store.release(slot, entry);
             store.counters.add(Field::Recompressed, 1);
             let saved = object.len - new.as_object().map_or(object.len, |stored| stored.len);
             store.counters.add(Field::RecompressedSavedBytes, saved as i64);
         } else {
-            store.release(new);
+            store.release(slot, new);
         }
     }
 

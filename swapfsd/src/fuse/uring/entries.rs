@@ -57,9 +57,10 @@ impl Layout {
                 (threads(2), share(32))
             }
             // As many requests in the device as threads.
-            BackendOptions::Linear(_) | BackendOptions::Log(_) | BackendOptions::Tier(_) => {
-                (threads(4), 1)
-            }
+            BackendOptions::Linear(_)
+            | BackendOptions::Log(_)
+            | BackendOptions::Tier(_)
+            | BackendOptions::Remote(_) => (threads(4), 1),
         };
         let default = Layout { queues, threads_per_queue, depth };
         // For measurements: THREADS,DEPTH.

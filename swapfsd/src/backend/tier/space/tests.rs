@@ -3,27 +3,27 @@
 use super::*;
 
 fn log(segments: u64) -> Space {
-    Space::new(MemberKind::Log, 64 << 10, segments).unwrap()
+    Space::new(Layout::Log, 64 << 10, segments).unwrap()
 }
 
 #[test]
 fn a_segment_is_free_when_nothing_in_it_lives() {
     let space = log(8);
     let before = space.free_segments();
-    let extent = space.begin(Stream::Fresh).unwrap();
+    let extent = space.begin(Stream::Fresh, 0).unwrap();
     assert_eq!(extent.capacity, 64 << 10);
     space.placed(extent.offset, 1000);
     space.placed(extent.offset + 1000, 500);
     space.end(extent, 1500);
     assert_eq!((space.live_bytes(), space.free_segments()), (1500, before - 1));
     // The rest of it is used, page by page.
-    let next = space.begin(Stream::Fresh).unwrap();
+    let next = space.begin(Stream::Fresh, 0).unwrap();
     assert_eq!(next.offset, extent.offset + 4096);
     space.end(next, 60 << 10);
     space.free(extent.offset, 1000);
     space.free(extent.offset + 1000, 500);
     // It is closed when the next one is opened, and free then.
-    let other = space.begin(Stream::Fresh).unwrap();
+    let other = space.begin(Stream::Fresh, 0).unwrap();
     assert_ne!(space.segment_of(other.offset), space.segment_of(extent.offset));
     assert_eq!((space.live_bytes(), space.free_segments()), (64 << 10, before - 1));
     space.give_back(other);
@@ -33,9 +33,9 @@ fn a_segment_is_free_when_nothing_in_it_lives() {
 #[test]
 fn an_extent_that_is_written_is_not_given_to_others() {
     let space = log(20);
-    let extents: Vec<_> = std::iter::from_fn(|| space.begin(Stream::Fresh)).collect();
+    let extents: Vec<_> = std::iter::from_fn(|| space.begin(Stream::Fresh, 0)).collect();
     assert_eq!(extents.len(), 20 - KEEP_SEGMENTS);
-    let collected: Vec<_> = std::iter::from_fn(|| space.begin(Stream::Collected)).collect();
+    let collected: Vec<_> = std::iter::from_fn(|| space.begin(Stream::Collected, 0)).collect();
     assert_eq!(collected.len(), KEEP_SEGMENTS);
     let mut offsets: Vec<_> =
         extents.iter().chain(&collected).map(|extent| extent.offset).collect();
@@ -53,7 +53,7 @@ fn a_generation_goes_up_when_a_segment_is_written_again() {
     let space = log(5);
     let mut seen = [0; 5];
     for _ in 0..20 {
-        let extent = space.begin(Stream::Fresh).unwrap();
+        let extent = space.begin(Stream::Fresh, 0).unwrap();
         let segment = space.segment_of(extent.offset);
         assert!(space.generation(segment) > seen[segment as usize]);
         seen[segment as usize] = space.generation(segment);
@@ -65,43 +65,43 @@ fn a_generation_goes_up_when_a_segment_is_written_again() {
 
 #[test]
 fn blocks_are_taken_and_freed() {
-    let space = Space::new(MemberKind::Linear, 1 << 20, 3).unwrap();
+    let space = Space::new(Layout::Linear, 1 << 20, 3).unwrap();
     let mut taken = Vec::new();
-    while let Some(extent) = space.begin(Stream::Fresh) {
+    while let Some(extent) = space.begin(Stream::Fresh, 0) {
         assert_eq!(extent.capacity, 1 << 20);
         taken.push(extent);
     }
     assert_eq!((taken.len(), space.live_bytes()), (3, 3 << 20));
     space.end(taken[1], 4096 * 3);
     assert_eq!(space.live_bytes(), (2 << 20) + 3 * 4096);
-    let hole = space.begin(Stream::Fresh).unwrap();
+    let hole = space.begin(Stream::Fresh, 0).unwrap();
     assert_eq!(hole.offset, (1 << 20) + 3 * 4096);
     assert_eq!(hole.capacity, (1 << 20) - 3 * 4096);
     space.free(4096, 4096);
     space.free(4096, 4096);
-    let single = space.begin(Stream::Fresh).unwrap();
+    let single = space.begin(Stream::Fresh, 0).unwrap();
     assert_eq!((single.offset, single.capacity), (4096, 4096));
-    assert!(space.begin(Stream::Fresh).is_none());
+    assert!(space.begin(Stream::Fresh, 0).is_none());
 }
 
 #[test]
 fn what_is_free_is_discarded_once() {
-    for kind in [MemberKind::Log, MemberKind::Linear] {
+    for kind in [Layout::Log, Layout::Linear] {
         let space = Space::new(kind, 64 << 10, 12).unwrap();
         assert!(space.begin_discard().is_none());
-        let extent = space.begin(Stream::Fresh).unwrap();
+        let extent = space.begin(Stream::Fresh, 0).unwrap();
         space.placed(extent.offset, 700);
         space.end(extent, extent.capacity);
         assert!(space.begin_discard().is_none());
         for offset in (extent.offset..extent.offset + extent.capacity as u64).step_by(4096) {
-            let one = if kind == MemberKind::Log { 700 } else { 4096 };
+            let one = if kind == Layout::Log { 700 } else { 4096 };
             space.free(offset, one);
-            if kind == MemberKind::Log {
+            if kind == Layout::Log {
                 break;
             }
         }
         // The one that is open is closed by the next one.
-        let next = (kind == MemberKind::Log).then(|| space.begin(Stream::Fresh).unwrap());
+        let next = (kind == Layout::Log).then(|| space.begin(Stream::Fresh, 0).unwrap());
         let discarded = space.begin_discard().unwrap();
         space.end_discard(discarded);
         if let Some(next) = next {
@@ -114,10 +114,10 @@ fn what_is_free_is_discarded_once() {
 
 #[test]
 fn what_is_counted_again_is_what_was_there() {
-    for kind in [MemberKind::Log, MemberKind::Linear] {
-        let segment = if kind == MemberKind::Log { 64 << 10 } else { 1 << 20 };
+    for kind in [Layout::Log, Layout::Linear] {
+        let segment = if kind == Layout::Log { 64 << 10 } else { 1 << 20 };
         let space = Space::new(kind, segment, 6).unwrap();
-        let extent = space.begin(Stream::Fresh).unwrap();
+        let extent = space.begin(Stream::Fresh, 0).unwrap();
         space.placed(extent.offset, 700);
         space.end(extent, 4096);
         let (live, free) = (space.live_bytes(), space.free_segments());

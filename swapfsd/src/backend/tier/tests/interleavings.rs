@@ -286,7 +286,7 @@ fn with_keeper(fixture: &Fixture, keeper: Arc<SlowKeeper>) -> Tier {
     let mut devices: [Option<MemberDevice>; MAX_DEVICE_MEMBERS] = Default::default();
     for (device, (memory, _)) in devices.iter_mut().zip(&fixture.devices) {
         let memory: Arc<dyn BlockDevice> = Arc::clone(memory) as Arc<dyn BlockDevice>;
-        *device = Some(MemberDevice { device: memory, on_block_device: false });
+        *device = Some(device_of(memory));
     }
     let setup = Setup {
         slot_count: fixture.slots,
@@ -297,6 +297,7 @@ fn with_keeper(fixture: &Fixture, keeper: Arc<SlowKeeper>) -> Tier {
         members: fixture.devices.iter().map(|(_, setup)| setup.clone()).enumerate().collect(),
         keeper,
         images: Arc::clone(&fixture.shelf) as Arc<dyn Images>,
+        is_open: true,
     };
     let tier = Tier::new(setup, &Held::regions(regions, false)).unwrap();
     tier.activate().unwrap();
@@ -430,7 +431,7 @@ fn a_reader_does_not_take_another_slots_page() {
     }
     let member = member_at(&tier, 1);
     // All blocks but one are taken by nobody.
-    let all: Vec<_> = std::iter::from_fn(|| member.space.begin(Stream::Fresh)).collect();
+    let all: Vec<_> = std::iter::from_fn(|| member.space.begin(Stream::Fresh, 0)).collect();
     assert_eq!(all.len(), 1);
     member.space.free(0, 4096);
     tier.write(1, &words(1)).unwrap();
@@ -482,7 +483,7 @@ fn a_reader_does_not_take_another_slots_page() {
         }));
     });
     *hooked.hook.lock() = Some(before);
-    member.set_device(Some(hooked as Arc<dyn BlockDevice>));
+    member.set_device(Some(device_of(hooked)));
     let page = read(&tier, 1).unwrap();
     assert!(page == words(1), "slot 1 was read as the page of slot 2: {}", page == words(2));
 }

@@ -1,0 +1,463 @@
+//! Redis or Valkey as a store of objects: one server, or a cluster of them.
+//!
+//! ```text
+//! RedisStore --> Pool --> Link (one server, or the crate's cluster client) --> Node --> Stream
+//! ```
+//!
+//! A request takes a link of its own, sends its commands, receives their replies, and gives the
+//! link back. Every system call on the way ends by the request's deadline. After anything odd a
+//! connection is closed, so that a reply that comes late can't be taken for another one. What was
+//! not answered is tried again over another link: all requests may be made twice, since no key ever
+//! stands for another object.
+
+mod counters;
+mod dial;
+mod failure;
+mod gc;
+mod handle;
+mod link;
+mod mark;
+mod node;
+mod policy;
+mod pool;
+mod reply;
+mod settings;
+mod slots;
+mod stream;
+mod work;
+
+#[cfg(test)]
+mod tests;
+
+pub use gc::{RemoteRun, RemoteVolume, list, remove};
+pub use mark::Mark;
+pub use settings::{Credentials, RedisSettings, ServerSettings};
+
+use super::{Key, ObjectStore};
+use crate::control::InDevice;
+use crate::sync::{Condvar, Mutex};
+use crate::sys::network_heap::NetworkPath;
+use counters::{Counters, count};
+use failure::Failure;
+use link::{Link, Maker, accepted};
+use log::{info, warn};
+use pool::Pool;
+use slots::Address;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use work::{Names, Objects, Work};
+
+/// How often the mark that the volume is in use is written.
+const MARK_INTERVAL: Duration = Duration::from_secs(15);
+/// An attempt of a request ends after this part of the deadline, so that another way is tried.
+const ATTEMPTS: u32 = 4;
+/// But an attempt has that long, if the deadline allows.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// How often removing everything is tried.
+const CLEAR_ATTEMPTS: u32 = 4;
+/// A master that has failed for a whole deadline is tried that often.
+const PROBE: Duration = Duration::from_secs(1);
+/// How long is waited before something is tried again: at first, and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
+
+/// Objects on Redis or Valkey.
+#[derive(Debug)]
+pub struct RedisStore {
+    shared: Arc<Shared>,
+}
+
+/// A master of a cluster at which requests failed.
+#[derive(Debug)]
+struct Failing {
+    address: Address,
+    since: Instant,
+    /// When a request was last let through to it.
+    tried: Instant,
+}
+
+/// What the thread that writes the mark waits for.
+#[derive(Debug, Default)]
+struct Upkeep {
+    /// The store was asked for something.
+    asked: bool,
+    stopped: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: RedisSettings,
+    names: Names,
+    pool: Arc<Pool>,
+    counters: Arc<Counters>,
+    failing: Mutex<Vec<Failing>>,
+    failing_count: AtomicUsize,
+    /// What the mark says; `None`: it is not written any more.
+    mark: Mutex<Option<Mark>>,
+    /// Whether this process uses the store: one that only stands by must leave no mark.
+    asked: AtomicBool,
+    upkeep: Mutex<Upkeep>,
+    /// What `upkeep` says has changed.
+    turn: Condvar,
+    /// Whether it was said how the servers evict.
+    policy_told: AtomicBool,
+    /// When the log was last told that a request failed.
+    told: Mutex<Option<Instant>>,
+}
+
+impl RedisStore {
+    /// A store, whose connections are made in the background once it is asked for something. The
+    /// server need not be there: [`ObjectStore::check`] tells.
+    ///
+    /// # Errors
+    /// `EINVAL` with a text for settings that make no sense and certificates that can't be read;
+    /// if no thread can be started.
+    pub fn new(settings: RedisSettings) -> io::Result<RedisStore> {
+        let _path = NetworkPath::enter();
+        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
+        if settings.connections == 0 || settings.server.deadline.is_zero() {
+            return Err(invalid("there must be connections and a deadline".to_owned()));
+        }
+        let maker = Maker::new(&settings.server).map_err(invalid)?;
+        let counters = Arc::new(Counters::default());
+        let deadline = settings.server.deadline;
+        let pool = Pool::start(maker, settings.connections, deadline, Arc::clone(&counters))?;
+        let shared = Arc::new(Shared {
+            names: Names::new(settings.volume, settings.run),
+            pool: Arc::clone(&pool),
+            counters,
+            failing: Mutex::new(Vec::new()),
+            failing_count: AtomicUsize::new(0),
+            mark: Mutex::new(Some(Mark::own(settings.run))),
+            asked: AtomicBool::new(false),
+            upkeep: Mutex::new(Upkeep::default()),
+            turn: Condvar::new(),
+            policy_told: AtomicBool::new(false),
+            told: Mutex::new(None),
+            settings,
+        });
+        let own = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("remote-upkeep".to_owned());
+        if let Err(error) = thread.spawn(move || own.keep_up()) {
+            pool.stop();
+            return Err(error);
+        }
+        Ok(RedisStore { shared })
+    }
+
+    fn run(
+        &self,
+        objects: Objects<'_>,
+        each: &mut dyn FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), i32> {
+        if objects.len() == 0 {
+            return Ok(());
+        }
+        let _device = InDevice::enter();
+        let _path = NetworkPath::enter();
+        let shared = &*self.shared;
+        shared.ask();
+        let started = Instant::now();
+        count(&shared.counters.requests, 1);
+        let replicas = shared.settings.replicas;
+        let mut work = Work::new(objects, each, &shared.names, replicas, &shared.counters);
+        let result = shared.attempts(&mut work, started);
+        let spent = started.elapsed().as_micros() as u64;
+        count(&shared.counters.request_us, spent);
+        result.map_err(|failure| {
+            shared.counters.failed(&failure);
+            shared.tell(&failure);
+            // What may work later did not until the deadline.
+            if failure.errno == libc::EAGAIN { libc::ETIMEDOUT } else { failure.errno }
+        })
+    }
+}
+
+impl Shared {
+    fn attempts(&self, work: &mut Work<'_>, started: Instant) -> Result<(), Failure> {
+        let deadline = self.settings.server.deadline;
+        let until = super::end_of(deadline);
+        let mut pause = PAUSE.0;
+        work.given_up = self.given_up();
+        loop {
+            let mut link = self.pool.take(until)?;
+            let begun = Instant::now();
+            let patience = (deadline / ATTEMPTS).max(ATTEMPT);
+            let result = link.exchange(work, until.min(begun + patience));
+            match result {
+                Ok(()) => self.pool.give(link),
+                Err(failure) => {
+                    drop(link);
+                    self.pool.lose(begun, &failure);
+                    work.trouble = Some(failure);
+                }
+            }
+            if let Some(failure) = work.fatal.take() {
+                return Err(failure);
+            }
+            if work.left() == 0 {
+                self.working(work);
+                return Ok(());
+            }
+            let trouble = work.trouble.clone().unwrap_or_else(Failure::time_out);
+            let now = Instant::now();
+            if trouble.errno == libc::EPROTO && work.stuck.is_empty() {
+                return Err(trouble);
+            }
+            if now >= until || self.hopeless(work, started) {
+                return Err(trouble);
+            }
+            count(&self.counters.retries, 1);
+            std::thread::sleep(pause.min(until - now));
+            pause = (2 * pause).min(PAUSE.1);
+            if Instant::now() >= until {
+                self.hopeless(work, started);
+                return Err(trouble);
+            }
+        }
+    }
+
+    /// Everything was done: no master fails that was asked.
+    fn working(&self, work: &Work<'_>) {
+        if self.failing_count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut failing = self.failing.lock();
+        failing.retain(|failing| !work.asked.contains(&failing.address));
+        self.failing_count.store(failing.len(), Ordering::Relaxed);
+    }
+
+    /// Masters that failed for a whole deadline, and need not be tried again now.
+    fn given_up(&self) -> Vec<Address> {
+        if self.failing_count.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        let deadline = self.settings.server.deadline;
+        let mut given_up = Vec::new();
+        for failing in self.failing.lock().iter_mut() {
+            if failing.since.elapsed() < deadline {
+                continue;
+            }
+            if failing.tried.elapsed() < PROBE {
+                given_up.push(failing.address.clone());
+            } else {
+                failing.tried = Instant::now();
+            }
+        }
+        given_up
+    }
+
+    /// Notes what masters can't be reached since when, and whether all that is left waits for such
+    /// that could not be for a whole deadline.
+    fn hopeless(&self, work: &Work<'_>, started: Instant) -> bool {
+        if work.stuck.is_empty() {
+            return false;
+        }
+        let deadline = self.settings.server.deadline;
+        let mut failing = self.failing.lock();
+        for address in &work.stuck {
+            if !failing.iter().any(|known| known.address == *address) {
+                let (address, tried) = (address.clone(), Instant::now());
+                failing.push(Failing { address, since: started, tried });
+            }
+        }
+        self.failing_count.store(failing.len(), Ordering::Relaxed);
+        work.stuck.iter().all(|address| {
+            let known = failing.iter().find(|known| known.address == *address);
+            known.is_some_and(|known| known.since.elapsed() >= deadline)
+        })
+    }
+
+    /// Says in the log that requests fail, once in a while.
+    fn tell(&self, failure: &Failure) {
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| told.elapsed() > Duration::from_secs(10)) {
+            *told = Some(Instant::now());
+            drop(told);
+            warn!("remote: a request failed: {failure}");
+        }
+    }
+
+    /// Notes that this process uses the store.
+    fn ask(&self) {
+        if !self.asked.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::Relaxed) {
+            self.upkeep.lock().asked = true;
+            self.turn.notify_all();
+        }
+    }
+
+    /// Writes the mark from time to time, once the store is used.
+    fn keep_up(&self) {
+        let _path = NetworkPath::enter();
+        let mut state = self.upkeep.lock();
+        while !state.asked {
+            if state.stopped {
+                return;
+            }
+            state = self.turn.wait(state);
+        }
+        drop(state);
+        loop {
+            let written = self.write_mark();
+            if let Err(failure) = &written {
+                info!("remote: the mark that the volume is in use was not written: {failure}");
+            }
+            let mut state = self.upkeep.lock();
+            let until = Instant::now() + MARK_INTERVAL;
+            loop {
+                if state.stopped {
+                    return;
+                }
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                state = self.turn.wait_timeout(state, left);
+            }
+        }
+    }
+
+    fn write_mark(&self) -> Result<(), Failure> {
+        // Held meanwhile, so that a mark that was removed is not written again.
+        let mut mark = self.mark.lock();
+        let Some(mark) = mark.as_mut() else { return Ok(()) };
+        mark.seen = mark::now_seconds();
+        let text = serde_json::to_string(mark).map_err(|error| Failure::odd(error.to_string()))?;
+        let mut command = redis::cmd("SET");
+        command.arg(self.names.mark()).arg(text);
+        self.over_link(&mut |link, until| {
+            link.command(&command, until).and_then(accepted).map(drop)
+        })
+    }
+
+    /// Does something with a link, again if that may help.
+    fn over_link(
+        &self,
+        what: &mut dyn FnMut(&mut Link, Instant) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let deadline = self.settings.server.deadline;
+        let until = super::end_of(deadline);
+        let mut pause = PAUSE.0;
+        loop {
+            let mut link = self.pool.take(until)?;
+            let begun = Instant::now();
+            let patience = (deadline / ATTEMPTS).max(ATTEMPT);
+            let failure = match what(&mut link, until.min(begun + patience)) {
+                Ok(()) => {
+                    self.pool.give(link);
+                    return Ok(());
+                }
+                Err(failure) => failure,
+            };
+            self.give_or_lose(link, begun, &failure);
+            let hopeless = matches!(failure.errno, libc::EPROTO | libc::EACCES | libc::ENOSPC);
+            let left = until.saturating_duration_since(Instant::now());
+            if hopeless || left.is_zero() {
+                return Err(failure);
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (2 * pause).min(PAUSE.1);
+        }
+    }
+
+    fn clear(&self, below: Option<u64>) -> Result<u64, Failure> {
+        match below {
+            None => *self.mark.lock() = None,
+            Some(0) => return Ok(0),
+            Some(_) => {}
+        }
+        let (volume, run) = (self.settings.volume, self.settings.run);
+        let deadline = self.settings.server.deadline;
+        let wanted = |of, number| of == run && below.is_none_or(|below| number < below);
+        let mut total = 0;
+        let mut left = CLEAR_ATTEMPTS;
+        loop {
+            // A link of the pool, since a new one might have to ask a name server.
+            let mut link = self.pool.take(Instant::now() + deadline)?;
+            let begun = Instant::now();
+            let mut removed = 0;
+            let progress = &mut |number| removed = number;
+            let swept = gc::sweep(&mut link, volume, deadline, &wanted, Some(run), progress);
+            let cleared = swept.and_then(|_| match below {
+                None => gc::remove_mark(&mut link, &self.names, deadline),
+                Some(_) => Ok(()),
+            });
+            total += removed;
+            let Err(failure) = cleared else {
+                self.pool.give(link);
+                return Ok(total);
+            };
+            self.give_or_lose(link, begun, &failure);
+            left -= 1;
+            if left == 0 {
+                return Err(failure);
+            }
+            std::thread::sleep(PAUSE.1);
+        }
+    }
+
+    /// After a failure: a link that is in order none the less can be used again.
+    fn give_or_lose(&self, link: Link, begun: Instant, failure: &Failure) {
+        if link.is_open() {
+            self.pool.give(link);
+        } else {
+            drop(link);
+            self.pool.lose(begun, failure);
+        }
+    }
+}
+
+impl Drop for RedisStore {
+    fn drop(&mut self) {
+        self.shared.upkeep.lock().stopped = true;
+        self.shared.turn.notify_all();
+        self.shared.pool.stop();
+    }
+}
+
+impl ObjectStore for RedisStore {
+    fn put(&self, objects: &[(Key, &[u8])]) -> Result<(), i32> {
+        self.run(Objects::Put(objects), &mut |_, _| {})
+    }
+
+    fn get(&self, keys: &[Key], each: &mut dyn FnMut(usize, Option<&[u8]>)) -> Result<(), i32> {
+        self.run(Objects::Get(keys), each)
+    }
+
+    fn remove(&self, keys: &[Key]) -> Result<(), i32> {
+        self.run(Objects::Remove(keys), &mut |_, _| {})
+    }
+
+    fn check(&self) -> Result<(), i32> {
+        let _device = InDevice::enter();
+        let _path = NetworkPath::enter();
+        let shared = &*self.shared;
+        shared.ask();
+        let checked = shared.write_mark().and_then(|()| {
+            if shared.policy_told.swap(true, Ordering::Relaxed) {
+                return Ok(());
+            }
+            shared.over_link(&mut |link, until| policy::warn_of_eviction(link, until))
+        });
+        checked.map_err(|failure| {
+            shared.tell(&failure);
+            if failure.errno == libc::EAGAIN { libc::ETIMEDOUT } else { failure.errno }
+        })
+    }
+
+    fn clear(&self, below: Option<u64>) -> Result<u64, i32> {
+        let _device = InDevice::enter();
+        let _path = NetworkPath::enter();
+        self.shared.clear(below).map_err(|failure| {
+            self.shared.tell(&failure);
+            if failure.errno == libc::EAGAIN { libc::ETIMEDOUT } else { failure.errno }
+        })
+    }
+
+    fn statistics(&self, report: &mut dyn FnMut(&'static str, u64)) {
+        self.shared.counters.report(report);
+        report("live_connections", self.shared.pool.live() as u64);
+        report("failing_masters", self.shared.failing_count.load(Ordering::Relaxed) as u64);
+    }
+}
