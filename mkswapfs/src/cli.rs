@@ -1,5 +1,6 @@
 //! The command line, and what is said to the user.
 
+use crate::remote::Elsewhere;
 use crate::{Error, FormatRequest, Formatted, MemberSpec, Preallocate, format_image};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,8 +40,9 @@ struct Arguments {
     /// Options of the type, kept in the superblock
     #[arg(short = 'o', long = "options", value_name = "KEY=VALUE,...")]
     options: Vec<String>,
-    /// A tier of type tier, hottest first: an image [log:|linear:]PATH[,KEY=VALUE...], or zmem with
-    /// options of the memory, which is always the first. Of a file that does not exist, size=SIZE
+    /// A tier of type tier, hottest first: an image [log:|linear:]PATH[,KEY=VALUE...], a stub
+    /// remote:PATH,url=URL[,KEY=VALUE...] of what is on servers elsewhere, or zmem with options of the
+    /// memory, which is always the first. Of a file that does not exist, size=SIZE
     #[arg(long = "member", value_name = "MEMBER", value_parser = MemberSpec::parse)]
     members: Vec<MemberSpec>,
     /// Erase block that the data is aligned to, a log's segment; what the device says without it
@@ -87,6 +89,7 @@ fn help_on_types() -> String {
         let summary = match kind {
             MemberKind::Log => "pages packed into segments that are written whole",
             MemberKind::Linear => "a page per block of 4 KiB",
+            MemberKind::Remote => "on servers elsewhere; PATH is a small file that says where",
         };
         let _ = writeln!(text, "\n  {}:PATH  {summary}", kind.type_name());
         for option in kind.table().specs() {
@@ -99,10 +102,11 @@ fn help_on_types() -> String {
 fn help_on_option(text: &mut String, option: &OptionSpec) {
     let allowed = option.kind.allowed();
     let default = match option.default {
-        "" => "none",
-        default => default,
+        _ if option.is_required() => "must be given".to_owned(),
+        "" => "default: none".to_owned(),
+        default => format!("default: {default}"),
     };
-    let _ = writeln!(text, "    {}=  {} ({allowed}; default: {default})", option.key, option.help);
+    let _ = writeln!(text, "    {}=  {} ({allowed}; {default})", option.key, option.help);
 }
 
 /// Runs `mkswapfs` with a command line whose first word is the program's name.
@@ -178,7 +182,9 @@ pub(crate) fn describe(formatted: &Formatted) -> String {
     let label = if superblock.label.is_empty() { "no label" } else { superblock.label.as_str() };
     let options =
         if superblock.options.is_empty() { "defaults" } else { superblock.options.as_str() };
-    let data = if superblock.is_ghost() {
+    let data = if let Some(elsewhere) = &formatted.remote {
+        describe_elsewhere(elsewhere)
+    } else if superblock.is_ghost() {
         "none: pages live outside the image".to_owned()
     } else {
         format!(
@@ -224,11 +230,19 @@ fn describe_member(member: &Formatted) -> String {
         }
         _ => String::new(),
     };
+    let data = match &member.remote {
+        Some(elsewhere) => describe_elsewhere(elsewhere),
+        None => format!(
+            "{}{segments} from byte {}",
+            size::human(superblock.data_bytes),
+            superblock.data_offset_bytes
+        ),
+    };
     let options =
         if superblock.options.is_empty() { "defaults" } else { superblock.options.as_str() };
     format!(
         "\nmember {} {}:{} ({}{})\n\
-         data     {}{segments} from byte {}\n\
+         data     {data}\n\
          options  {options}\n\
          UUID     {}",
         superblock.member_order,
@@ -236,10 +250,36 @@ fn describe_member(member: &Formatted) -> String {
         member.image.display(),
         size::human(superblock.image_bytes),
         created(member),
-        size::human(superblock.data_bytes),
-        superblock.data_offset_bytes,
         superblock.uuid
     )
+}
+
+/// Where pages are that are not here.
+fn describe_elsewhere(elsewhere: &Elsewhere) -> String {
+    let Elsewhere { url, layout, capacity_bytes, export, .. } = elsewhere;
+    let capacity = size::human(*capacity_bytes);
+    match export {
+        Some(export) => {
+            let segments = match MemberKind::of(export) {
+                Some(MemberKind::Log) => {
+                    format!(" in segments of {}", size::human(u64::from(export.erase_block_bytes)))
+                }
+                _ => String::new(),
+            };
+            format!(
+                "at {url}\n\
+                 layout   {layout}{segments}, {capacity} from byte {} of the export\n\
+                 export   {}, UUID {}",
+                export.data_offset_bytes,
+                size::human(export.image_bytes),
+                export.uuid
+            )
+        }
+        None => format!(
+            "at {url}: the server is looked for at the mount\n\
+             layout   {layout}, {capacity} at most"
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! The members of a `tier` volume: what `--member` says, and from that to a superblock.
 
 use crate::plan::{self, Plan, Preallocate};
-use crate::target;
 use crate::{Error, Formatted, Progress};
+use crate::{remote, target};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use swapfs_format::geometry::Geometry;
-use swapfs_format::member::{MAX_DEVICE_MEMBERS, MemberKind, MemberOptions};
+use swapfs_format::member::{MAX_DEVICE_MEMBERS, MemberKind, MemberOptions, capacity_bytes};
 use swapfs_format::superblock::{Member, PATH_HINT_LEN, Superblock};
 use swapfs_format::types;
 use swapfs_format::{PAGE_BYTES, size};
@@ -65,15 +65,17 @@ impl MemberSpec {
             }
             Some((name, _)) if types::find(name).is_some() => {
                 let why = format!(
-                    "no member is of type '{name}': they are log:PATH or linear:PATH (for a file \
-                     of such a name, write ./{what})"
+                    "no member is of type '{name}': they are log:PATH, linear:PATH or \
+                     remote:PATH (for a file of such a name, write ./{what})"
                 );
                 return Err(wrong(&why));
             }
             _ => (None, what),
         };
         if path.is_empty() {
-            return Err(wrong(&"no path: write [log:|linear:]PATH[,KEY=VALUE...], or zmem"));
+            return Err(wrong(
+                &"no path: write [log:|linear:|remote:]PATH[,KEY=VALUE...], or zmem",
+            ));
         }
         let mut data_bytes = None;
         let mut rest = Vec::new();
@@ -118,11 +120,12 @@ pub struct MemberRequest {
 /// # Errors
 /// As [`crate::format_image`].
 pub fn format_member(request: &MemberRequest, progress: Progress<'_>) -> Result<Formatted, Error> {
-    let mut plan = plan_member(request)?;
+    let mut plans = plan_member(request)?;
     if !request.dry_run {
-        crate::execute(std::slice::from_mut(&mut plan), progress)?;
+        crate::execute(&mut plans, progress)?;
     }
-    Ok(Formatted::of(plan, request.dry_run))
+    let mut formatted = Formatted::of(plans, request.dry_run);
+    formatted.pop().ok_or_else(|| Error::new("plan", "empty"))
 }
 
 /// The entry that the volume's superblock has for a member, which is at `image`.
@@ -132,14 +135,15 @@ pub fn member_entry(superblock: &Superblock, image: &Path) -> Member {
     let hint = path.to_str().filter(|text| path.is_absolute() && text.len() <= PATH_HINT_LEN);
     Member {
         uuid: superblock.uuid,
-        size_bytes: superblock.data_bytes,
+        size_bytes: capacity_bytes(superblock),
         order: superblock.member_order,
         path_hint: hint.unwrap_or_default().to_owned(),
     }
 }
 
-/// Decides what will be written to a member, without writing.
-pub(crate) fn plan_member(request: &MemberRequest) -> Result<Plan, Error> {
+/// Decides what will be written to a member, without writing: to its image, and before that to an
+/// export that it stands for.
+pub(crate) fn plan_member(request: &MemberRequest) -> Result<Vec<Plan>, Error> {
     let MemberImage { image, kind, data_bytes, options } = &request.member;
     let wrong = |why: &dyn fmt::Display| Error::new(image.display(), why);
     if !(1..=MAX_DEVICE_MEMBERS as u32).contains(&request.order) {
@@ -152,6 +156,9 @@ pub(crate) fn plan_member(request: &MemberRequest) -> Result<Plan, Error> {
         false => MemberKind::Log,
     });
     let typed = MemberOptions::parse(kind, options).map_err(|error| wrong(&error))?;
+    if let Some(options) = &typed.remote {
+        return remote::plan_member(request, &typed, options);
+    }
     let target = target::inspect(image, request.force)?;
     target.refuse_tmpfs(image)?;
     let mut erase_block_bytes = request.erase_block_bytes.unwrap_or(target.erase_block_bytes);
@@ -159,7 +166,7 @@ pub(crate) fn plan_member(request: &MemberRequest) -> Result<Plan, Error> {
     if kind == MemberKind::Log {
         let wanted = typed.segment_bytes.or(request.erase_block_bytes);
         let bytes = data_bytes.unwrap_or(target.bytes);
-        unit_bytes = plan::segment_bytes(image, wanted, bytes, &target)?;
+        unit_bytes = plan::segment_bytes(image, wanted, bytes, target.erase_block_bytes)?;
         erase_block_bytes = unit_bytes;
     }
     let geometry = match (&target.image, *data_bytes) {
@@ -181,18 +188,19 @@ pub(crate) fn plan_member(request: &MemberRequest) -> Result<Plan, Error> {
     superblock.member_order = request.order;
     superblock.options.clone_from(options);
     superblock.erase_block_bytes = erase_block_bytes as u32;
-    superblock.created_unix_s = plan::creation_time(&superblock, &target);
+    superblock.created_unix_s = plan::creation_time(&superblock, target.image.as_ref());
     superblock.encode().map_err(|error| wrong(&error))?;
     if let Some(why) = member_flaw(&superblock) {
         return Err(wrong(&why));
     }
-    Ok(Plan {
+    Ok(vec![Plan {
         image: image.clone(),
         create: target.image.is_none(),
         superblock,
         preallocate: request.preallocate,
         target: target.image,
-    })
+        export: None,
+    }])
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! From a request to a superblock: everything that can be refused is refused here.
 
 use crate::Error;
+use crate::export::Export;
 use crate::member::MemberSpec;
 use crate::target::{self, Target};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use swapfs_format::geometry::Geometry;
 use swapfs_format::log::{DEFAULT_SEGMENT_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES};
@@ -11,6 +13,7 @@ use swapfs_format::superblock::Superblock;
 use swapfs_format::types::{self, BackendOptions, TypeSpec};
 use swapfs_format::{PAGE_BYTES, size};
 use swapfsd::backend::log::scan::LogArea;
+use swapfsd::image::Image;
 use uuid::Uuid;
 
 /// How the space of a new file is made sure of.
@@ -87,7 +90,26 @@ pub struct Plan {
     /// Space of a new or regular file, see [`Preallocate`].
     pub preallocate: Preallocate,
     /// Open and locked, unless it is to be created.
-    pub(crate) target: Option<swapfsd::image::Image>,
+    pub(crate) target: Option<Image>,
+    /// It is no image here, but this export of a server, whose stub is the next plan.
+    pub(crate) export: Option<Arc<Export>>,
+}
+
+impl Plan {
+    /// An image that is there has room for it.
+    ///
+    /// # Errors
+    /// It has not.
+    pub(crate) fn fits(&self) -> Result<(), Error> {
+        match &self.target {
+            Some(image) if self.superblock.image_bytes > image.bytes() => {
+                let need = size::human(self.superblock.image_bytes);
+                let why = format!("it has {}, and {need} are needed", size::human(image.bytes()));
+                Err(Error::new(self.image.display(), why))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The type that was asked for.
@@ -121,7 +143,7 @@ pub(crate) fn plan(request: &FormatRequest) -> Result<Plan, Error> {
             0 => request.volume_bytes.unwrap_or(0),
             bytes => bytes,
         };
-        erase_block_bytes = segment_bytes(image, wanted, image_bytes, &target)?;
+        erase_block_bytes = segment_bytes(image, wanted, image_bytes, target.erase_block_bytes)?;
     }
     let geometry = geometry(request, spec, &target, erase_block_bytes)?;
     let mut superblock =
@@ -129,25 +151,28 @@ pub(crate) fn plan(request: &FormatRequest) -> Result<Plan, Error> {
     superblock.label.clone_from(&request.label);
     superblock.options.clone_from(&request.options);
     superblock.erase_block_bytes = erase_block_bytes as u32;
-    superblock.created_unix_s = creation_time(&superblock, &target);
+    superblock.created_unix_s = creation_time(&superblock, target.image.as_ref());
     if spec.name == types::LOG.name {
         LogArea::of(&superblock).map_err(|why| Error::new(image.display(), why))?;
     }
     superblock.encode().map_err(|error| Error::new(image.display(), error))?;
-    Ok(Plan {
+    let plan = Plan {
         image: image.clone(),
         create: target.image.is_none(),
         superblock,
         preallocate: request.preallocate,
         target: target.image,
-    })
+        export: None,
+    };
+    plan.fits()?;
+    Ok(plan)
 }
 
 /// Now, in seconds since 1970. What is left of an older volume must not be taken for this one's, even
 /// if both have the same UUID and were made within a second.
-pub(crate) fn creation_time(superblock: &Superblock, target: &Target) -> u64 {
+pub(crate) fn creation_time(superblock: &Superblock, target: Option<&Image>) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let older = target.image.as_ref().and_then(|image| image.read_superblocks().primary.ok());
+    let older = target.and_then(|image| image.read_superblocks().primary.ok());
     match older {
         Some(older) if older.uuid == superblock.uuid => now.max(older.created_unix_s + 1),
         _ => now,
@@ -155,12 +180,12 @@ pub(crate) fn creation_time(superblock: &Superblock, target: &Target) -> u64 {
 }
 
 /// The segment of a log: what was asked for, or a multiple of the device's erase block of 2 MiB
-/// and more, but such that a small image has enough of them.
+/// and more, which is `device_bytes`, but such that a small image has enough of them.
 pub(crate) fn segment_bytes(
     image: &Path,
     wanted: Option<u64>,
     image_bytes: u64,
-    target: &Target,
+    device_bytes: u64,
 ) -> Result<u64, Error> {
     let wrong = |bytes: u64| {
         let why = format!(
@@ -174,13 +199,23 @@ pub(crate) fn segment_bytes(
         let possible = (MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&bytes);
         return if possible && bytes.is_power_of_two() { Ok(bytes) } else { Err(wrong(bytes)) };
     }
-    let least = target.erase_block_bytes.clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
+    let least = device_bytes.clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
     let wanted = DEFAULT_SEGMENT_BYTES.max(least);
     let mut bytes = wanted;
     while bytes > least && image_bytes / bytes < SEGMENTS_WANTED {
         bytes /= 2;
     }
     Ok(bytes)
+}
+
+/// In an image that is larger than a ghost needs, the backup lies where it is looked for: at its end.
+pub(crate) fn with_backup_at_end(geometry: Geometry, image_bytes: u64) -> Geometry {
+    match image_bytes / PAGE_BYTES * PAGE_BYTES {
+        bytes if bytes > geometry.image_bytes => {
+            Geometry { image_bytes: bytes, backup_offset_bytes: bytes - PAGE_BYTES, ..geometry }
+        }
+        _ => geometry,
+    }
 }
 
 fn geometry(
@@ -204,15 +239,7 @@ fn geometry(
     let geometry = match (&target.image, spec.ghost) {
         (_, true) => {
             let geometry = Geometry::ghost(request.volume_bytes.ok_or_else(size_needed)?);
-            // In an image that is larger, the backup lies where it is looked for: at its end.
-            geometry.map(|geometry| match target.bytes / PAGE_BYTES * PAGE_BYTES {
-                bytes if bytes > geometry.image_bytes => Geometry {
-                    image_bytes: bytes,
-                    backup_offset_bytes: bytes - PAGE_BYTES,
-                    ..geometry
-                },
-                _ => geometry,
-            })
+            geometry.map(|geometry| with_backup_at_end(geometry, target.bytes))
         }
         (None, false) if spec.name == types::LOG.name => {
             let volume_bytes = request.volume_bytes.ok_or_else(size_needed)?;
@@ -227,12 +254,5 @@ fn geometry(
         }
         (Some(_), false) => Geometry::fitted(target.bytes, request.volume_bytes, erase_block_bytes),
     };
-    let geometry = geometry.map_err(|error| Error::new(&what, error))?;
-    if let Some(image) = &target.image
-        && geometry.image_bytes > image.bytes()
-    {
-        let (need, have) = (size::human(geometry.image_bytes), size::human(image.bytes()));
-        return Err(Error::new(&what, format_args!("it has {have}, and {need} are needed")));
-    }
-    Ok(geometry)
+    geometry.map_err(|error| Error::new(&what, error))
 }

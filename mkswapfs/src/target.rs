@@ -9,7 +9,7 @@ use std::process::Command;
 use swapfs_format::PAGE_BYTES;
 use swapfs_format::geometry::MAX_ERASE_BLOCK_BYTES;
 use swapfs_format::superblock::MAGIC;
-use swapfsd::image::{Access, Image, ImageErrorKind, ImageKind};
+use swapfsd::image::{Access, Image, ImageErrorKind, ImageKind, SuperblockPair};
 use swapfsd::sys::device;
 
 /// A target that may be formatted.
@@ -204,21 +204,32 @@ fn holds(image: &Image) -> Result<Option<String>, Error> {
     let pair = image.read_superblocks();
     let mut start = [0; MAGIC.len()];
     let read = swapfsd::sys::file::read_all_at(image.file(), &mut start, 0);
-    if let Ok(superblock) = pair.primary.as_ref().or(pair.backup.as_ref()) {
-        if superblock.is_member() {
-            return Ok(Some(format!(
-                "a member of the swapfs tier volume {}, of type {}",
-                superblock.volume_uuid, superblock.type_name
-            )));
-        }
-        let label = &superblock.label;
-        let label = if label.is_empty() { String::new() } else { format!(" '{label}'") };
-        return Ok(Some(format!("a swapfs volume of type {}{label}", superblock.type_name)));
+    if let Some(found) = swapfs_image(&pair) {
+        return Ok(Some(found));
     }
     if read.is_ok() && start == MAGIC {
         return Ok(Some("a damaged swapfs volume".to_owned()));
     }
     foreign_signature(image.path())
+}
+
+/// What the superblocks of an image or export say, if either checks.
+pub(crate) fn swapfs_image(pair: &SuperblockPair) -> Option<String> {
+    let superblock = pair.primary.as_ref().or(pair.backup.as_ref()).ok()?;
+    if superblock.is_member() {
+        return Some(format!(
+            "a member of the swapfs tier volume {}, of type {}",
+            superblock.volume_uuid, superblock.type_name
+        ));
+    }
+    let label = &superblock.label;
+    let label = if label.is_empty() { String::new() } else { format!(" '{label}'") };
+    Some(format!("a swapfs volume of type {}{label}", superblock.type_name))
+}
+
+/// Where the last whole page of so many bytes starts: there is the backup superblock.
+pub(crate) fn last_page(bytes: u64) -> u64 {
+    (bytes / PAGE_BYTES).saturating_sub(1) * PAGE_BYTES
 }
 
 /// A file system, partition table or the like that `blkid` finds on a file or device; `None` if

@@ -6,7 +6,7 @@ use crate::plan::{self, FormatRequest, Plan};
 use crate::target::{Identity, identity};
 use std::path::Path;
 use swapfs_format::PAGE_BYTES;
-use swapfs_format::member::MAX_DEVICE_MEMBERS;
+use swapfs_format::member::{MAX_DEVICE_MEMBERS, capacity_bytes};
 use swapfs_format::swap_header::MAX_SLOT_COUNT;
 use swapfs_format::types::{BackendOptions, TIER};
 use swapfsd::sys::memory;
@@ -27,7 +27,7 @@ pub(crate) fn plan(request: &FormatRequest) -> Result<Vec<Plan>, Error> {
     let volume = request.uuid.unwrap_or_else(Uuid::new_v4);
     let mut plans = Vec::new();
     for (order, member) in (1..).zip(images) {
-        plans.push(plan_member(&MemberRequest {
+        plans.extend(plan_member(&MemberRequest {
             member: member.clone(),
             volume,
             order,
@@ -37,7 +37,9 @@ pub(crate) fn plan(request: &FormatRequest) -> Result<Vec<Plan>, Error> {
             dry_run: request.dry_run,
         })?);
     }
-    let data_bytes: u64 = plans.iter().map(|plan| plan.superblock.data_bytes).sum();
+    // What stands on an export is none of the volume's members: its stub is one.
+    let members = || plans.iter().filter(|plan| plan.export.is_none());
+    let data_bytes: u64 = members().map(|plan| capacity_bytes(&plan.superblock)).sum();
     let limit_bytes = match typed.backend {
         BackendOptions::Tier(tier) => tier.zmem.limit_bytes,
         _ => None,
@@ -55,7 +57,7 @@ pub(crate) fn plan(request: &FormatRequest) -> Result<Vec<Plan>, Error> {
         ..request.clone()
     })?;
     own.superblock.members =
-        plans.iter().map(|plan| member_entry(&plan.superblock, &plan.image)).collect();
+        members().map(|plan| member_entry(&plan.superblock, &plan.image)).collect();
     own.superblock.encode().map_err(|error| Error::new(own.image.display(), error))?;
     plans.push(own);
     Ok(plans)
@@ -87,7 +89,7 @@ fn sorted(members: &[MemberSpec]) -> Result<(&str, Vec<&MemberImage>), Error> {
         return Err(Error::new(
             "type 'tier'",
             "has no image to store pages in: give one to 8, hottest first, with --member \
-             [log:|linear:]PATH",
+             [log:|linear:|remote:]PATH",
         ));
     }
     if images.len() > MAX_DEVICE_MEMBERS {

@@ -9,7 +9,9 @@
 //!
 //! So a primary superblock that checks says that everything before it is there.
 
+use crate::export::Export;
 use crate::plan::{Plan, Preallocate};
+use crate::target::last_page;
 use crate::{Error, Progress};
 use std::fs::{self, File};
 use std::io;
@@ -17,6 +19,7 @@ use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use swapfs_format::superblock::{PRIMARY_OFFSET_BYTES, Superblock};
 use swapfs_format::{PAGE_BYTES, PAGE_LEN, size, types};
 use swapfsd::buffer::{BufferPool, LARGE_BYTES};
@@ -125,9 +128,53 @@ fn describe(image: &Path, doing: &str, error: &io::Error) -> Error {
     }
 }
 
+/// What one plan is written to.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// Something of this machine's.
+    Image(Box<ImageMedium>),
+    /// Something elsewhere, already connected.
+    Export(Arc<Export>),
+}
+
+impl Target {
+    /// Opens what `plan` is for; an image is created where it is to be.
+    ///
+    /// # Errors
+    /// As [`ImageMedium::open`].
+    pub(crate) fn open(plan: &mut Plan) -> Result<Target, Error> {
+        match &plan.export {
+            Some(export) => Ok(Target::Export(Arc::clone(export))),
+            None => Ok(Target::Image(Box::new(ImageMedium::open(plan)?))),
+        }
+    }
+
+    pub(crate) fn medium(&mut self) -> &mut dyn Medium {
+        match self {
+            Target::Image(image) => &mut **image,
+            Target::Export(export) => export,
+        }
+    }
+
+    /// How much of [`Progress`] is made while this is written, in bytes.
+    pub(crate) fn progress_bytes(&self) -> u64 {
+        match self {
+            Target::Image(image) => image.progress_bytes(),
+            Target::Export(_) => 0,
+        }
+    }
+
+    /// Makes sure that it is no volume and no member, as well as can be.
+    pub(crate) fn invalidate(&mut self) {
+        let medium = self.medium();
+        let written = medium.write(PRIMARY_OFFSET_BYTES, &[0; PAGE_LEN]);
+        let _: io::Result<()> = written.and_then(|()| medium.sync());
+    }
+}
+
 /// A file or block device.
 #[derive(Debug)]
-pub struct ImageMedium {
+pub(crate) struct ImageMedium {
     image: Image,
     superblock: Superblock,
     preallocate: Preallocate,
@@ -168,21 +215,10 @@ impl ImageMedium {
 }
 
 impl ImageMedium {
-    /// How much of [`Progress`] is made while this image is written, in bytes.
-    pub(crate) fn progress_bytes(&self) -> u64 {
+    fn progress_bytes(&self) -> u64 {
         let filled = self.image.kind() == ImageKind::File && self.preallocate == Preallocate::Full;
         if filled { self.superblock.data_bytes } else { 0 }
     }
-
-    /// Makes sure that the image is no volume and no member, as well as can be.
-    pub(crate) fn invalidate(&mut self) {
-        let _: io::Result<()> =
-            self.write(PRIMARY_OFFSET_BYTES, &[0; PAGE_LEN]).and_then(|()| self.sync());
-    }
-}
-
-fn last_page(bytes: u64) -> u64 {
-    (bytes / PAGE_BYTES).saturating_sub(1) * PAGE_BYTES
 }
 
 /// Creates the image, not longer readable than by root, with all its space.

@@ -1,5 +1,6 @@
 //! The command line of `swapfs`: words into requests, results into text or JSON.
 
+mod remote;
 mod tier;
 
 use crate::demo::{self, DemoRequest};
@@ -53,6 +54,9 @@ enum Command {
     /// Add, remove or change a tier of a volume, while it is in use
     #[command(subcommand)]
     Tier(tier::TierCommand),
+    /// Look after what volumes have left on servers elsewhere
+    #[command(subcommand)]
+    Remote(remote::RemoteCommand),
     /// Forget all pages of a tier volume that is not swap
     Drop(tier::DropArguments),
     /// Give a volume that is not mounted another size
@@ -115,7 +119,7 @@ struct UpArguments {
     #[arg(long = "type", short = 't', value_name = "TYPE")]
     type_name: Option<String>,
     /// A tier of a new volume of type tier, hottest first, as for mkswapfs: zmem[,KEY=VALUE...], or
-    /// [log:|linear:]PATH[,KEY=VALUE...]
+    /// [log:|linear:]PATH[,KEY=VALUE...], or remote:PATH,url=URL[,KEY=VALUE...]
     #[arg(long = "member", value_name = "MEMBER", value_parser = MemberSpec::parse)]
     members: Vec<MemberSpec>,
     /// Priority of the swap area, the highest first [default: below all others]
@@ -281,6 +285,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Top(arguments) => run_top(arguments),
         Command::Tiers(arguments) => tier::run_tiers(&arguments),
         Command::Tier(command) => tier::run_tier(command),
+        Command::Remote(command) => remote::run(command),
         Command::Drop(arguments) => tier::run_drop(&arguments),
         Command::Resize(arguments) => tier::run_resize(&arguments),
         Command::Upgrade(arguments) => run_upgrade(&arguments),

@@ -10,13 +10,14 @@ pub mod segments;
 use crate::failure::Failure;
 use crate::fsck::repair::refused;
 use crate::log_survey;
+use mkswapfs::Elsewhere;
 use segments::LogView;
 use serde::Serialize;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use swapfs_format::member::{MemberKind, MemberOptions};
-use swapfs_format::options::OptionError;
+use swapfs_format::options::{OptionError, OptionSet};
 use swapfs_format::size::human;
 use swapfs_format::superblock::{DecodeError, PRIMARY_OFFSET_BYTES, Superblock};
 use swapfs_format::types;
@@ -65,6 +66,9 @@ pub struct Inspection {
     pub options: Vec<ShownOption>,
     /// Why the options can't be read.
     pub options_error: Option<String>,
+    /// Of a stub: where its pages are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Elsewhere>,
     /// What its log holds, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<LogView>,
@@ -165,6 +169,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, Failure> {
         primary: states.0,
         backup: states.1,
         copies_agree,
+        remote: Elsewhere::of(&superblock, None),
         superblock,
         options,
         options_error,
@@ -185,17 +190,13 @@ fn shown_options(superblock: &Superblock) -> Result<Vec<ShownOption>, OptionErro
         }
         _ => return Ok(Vec::new()),
     };
-    let given = |key: &str| {
-        let entries =
-            superblock.options.split(',').filter_map(|entry| entry.trim().split_once('='));
-        entries.into_iter().find(|(name, _)| *name == key).map(|(_, value)| value.to_owned())
-    };
+    let given = OptionSet::parse_by(table, &superblock.options)?;
     let shown = table.specs().map(|option| {
-        let value = given(option.key);
+        let value = given.given_text(option.key);
         ShownOption {
             key: option.key,
             default: value.is_none(),
-            value: value.unwrap_or_else(|| option.default.to_owned()),
+            value: value.unwrap_or(option.default).to_owned(),
         }
     });
     Ok(shown.collect())
@@ -226,6 +227,15 @@ impl fmt::Display for Inspection {
         } else {
             let slots = superblock.slot_count;
             row("volume", &format_args!("{}, {slots} slots", sized(superblock.volume_bytes())))?;
+        }
+        if let Some(remote) = &self.remote {
+            let what = match remote.layout {
+                "objects" => "objects, a key each".to_owned(),
+                layout => format!("an export, as {layout}"),
+            };
+            row("pages at", &format_args!("{}: {what}", remote.url))?;
+            row("room there", &sized(remote.capacity_bytes))?;
+            row("deadline", &format_args!("{} ms", remote.deadline_ms))?;
         }
         row("image needs", &sized(superblock.image_bytes))?;
         if superblock.is_ghost() {

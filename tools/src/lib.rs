@@ -30,6 +30,7 @@ pub mod mount;
 pub mod multicall;
 pub mod probe;
 pub mod procfs;
+pub mod remote;
 pub mod render;
 pub mod resize;
 pub mod savings;

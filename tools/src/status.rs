@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::probe::{self, Answer};
-use crate::stats::Stats;
+use crate::stats::{Stats, TierStats};
 use crate::volumes::{self, Volume};
 use crate::{daemon, sys};
 use serde::Serialize;
@@ -135,7 +135,8 @@ fn judge(volume: &Volume, answer: Option<Answer>, daemon_pid: Option<u32>) -> Vo
             warnings.push(format!("its statistics cannot be read: {why}{root}"));
             (DaemonState::Unreadable, None)
         }
-        Some(Answer::Stats(stats)) => {
+        Some(Answer::Stats(mut stats)) => {
+            stats.tiers.iter_mut().for_each(TierStats::look_up_url);
             warnings.extend(stats.warnings());
             (DaemonState::Serving, Some(*stats))
         }

@@ -32,10 +32,11 @@ pub struct TiersReport {
 /// # Errors
 /// If it does not answer, or the volume has no tiers.
 pub fn of(volume: &Volume) -> Result<TiersReport, Failure> {
-    let stats = probe::served(volume)?;
+    let mut stats = probe::served(volume)?;
     if stats.tiers.is_empty() {
         return Err(no_tiers(&volume.name().display().to_string(), &stats));
     }
+    stats.tiers.iter_mut().for_each(TierStats::look_up_url);
     Ok(TiersReport {
         image: volume.image.clone(),
         mount: volume.mount.clone(),
@@ -103,7 +104,7 @@ fn row(tier: &TierStats, reads: u64) -> [String; 13] {
         format!("{}/{}", tier.demoted_in_pages, tier.demoted_out_pages),
         if device { tier.promoted_out_pages.to_string() } else { dash() },
         tier.errors().to_string(),
-        if tier.image.is_empty() { dash() } else { tier.image.clone() },
+        if tier.place().is_empty() { dash() } else { tier.place().to_owned() },
     ]
 }
 

@@ -35,7 +35,7 @@ fn what_a_member_is_told_by() {
 fn what_says_nothing_is_refused() {
     for (text, says) in [
         ("", "--member : no path"),
-        ("log:", "no path: write [log:|linear:]PATH"),
+        ("log:", "no path: write [log:|linear:|remote:]PATH"),
         (",high=3", "no path"),
         ("zmem:/a", "the memory has no image"),
         ("ram:/a", "no member is of type 'ram'"),

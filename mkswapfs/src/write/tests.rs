@@ -52,6 +52,7 @@ fn plan(uuid: u128) -> Plan {
         superblock: Superblock::new("linear", &geometry, Uuid::from_u128(uuid)),
         preallocate: Preallocate::Full,
         target: None,
+        export: None,
     }
 }
 

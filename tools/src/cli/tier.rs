@@ -54,7 +54,7 @@ pub(super) struct AddArguments {
     /// Image, mount point, device or UUID of the volume
     volume: PathBuf,
     /// The image, and its options: [log:|linear:]PATH[,KEY=VALUE...]; of a file that does not exist,
-    /// size=SIZE
+    /// size=SIZE; remote:PATH,url=URL[,KEY=VALUE...] for what is on servers elsewhere
     #[arg(value_name = "MEMBER", value_parser = MemberSpec::parse)]
     member: MemberSpec,
     /// Its place, from 1, the hottest, to 8 [default: behind the last]

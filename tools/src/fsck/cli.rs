@@ -37,6 +37,9 @@ struct Arguments {
     /// Taken for the sake of fsck(8): everything is said anyway
     #[arg(short = 'v')]
     verbose: bool,
+    /// Of an image whose pages are on an NBD server: exit with 8 if that does not answer
+    #[arg(long)]
+    need_server: bool,
     /// Say it as JSON
     #[arg(long)]
     json: bool,
@@ -97,7 +100,11 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         _ if arguments.preen => check(&arguments.image, &mut Preen),
         (_, false, _) => check(&arguments.image, &mut Always),
     }?;
-    show(&report, arguments.json)?;
+    let mut exit_status = report.exit_status();
+    if arguments.need_server && report.server_unasked {
+        exit_status |= EXIT_OPERATIONAL;
+    }
+    show(&report, exit_status, arguments.json)?;
     let repairable = report
         .outcomes
         .iter()
@@ -108,7 +115,7 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
             arguments.image.display()
         );
     }
-    Ok(report.exit_status())
+    Ok(exit_status)
 }
 
 /// The report, and the exit status that goes with it.
@@ -119,9 +126,9 @@ struct Answer<'a> {
     exit_status: u8,
 }
 
-fn show(report: &Report, json: bool) -> Result<(), Failure> {
+fn show(report: &Report, exit_status: u8, json: bool) -> Result<(), Failure> {
     let text = if json {
-        serde_json::to_string_pretty(&Answer { report, exit_status: report.exit_status() })
+        serde_json::to_string_pretty(&Answer { report, exit_status })
             .map_err(|error| Failure::new("JSON", error))?
     } else {
         report.to_string()

@@ -224,7 +224,11 @@ fn what_a_member_says_wrongly_of_itself() {
         ("flash", |one| one.options = "high=10".to_owned(), "80 is not below high"),
         ("flash", |one| one.erase_block_bytes = 512 << 10, "has 4 segments"),
         ("disk", |one| one.member_order = 0, "its place among the tiers is 0"),
-        ("disk", |one| one.type_name = "zmem".to_owned(), "of type 'log' or 'linear', not 'zmem'"),
+        (
+            "disk",
+            |one| one.type_name = "zmem".to_owned(),
+            "of type 'log', 'linear' or 'remote', not 'zmem'",
+        ),
         (
             "disk",
             |one| {

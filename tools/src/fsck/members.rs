@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use swapfs_format::PAGE_BYTES;
-use swapfs_format::member::{MAX_DEVICE_MEMBERS, MemberKind, MemberOptions};
+use swapfs_format::member::{MAX_DEVICE_MEMBERS, MemberKind, MemberOptions, capacity_bytes};
 use swapfs_format::superblock::{Member, Superblock};
 use swapfs_format::types::TypeSpec;
 use swapfsd::image::{Access, Image, ImageErrorKind, SuperblockPair, member_flaw};
@@ -161,10 +161,12 @@ fn differences(
     if found.member_order != entry.order {
         flaws.push(format!("it says that its place is {}", found.member_order));
     }
-    if found.data_bytes != entry.size_bytes {
+    if capacity_bytes(found) != entry.size_bytes {
+        let what = if found.is_ghost() { "its pages may take" } else { "its data section has" };
         flaws.push(format!(
-            "its data section has {} bytes, and the volume says {}",
-            found.data_bytes, entry.size_bytes
+            "{what} {} bytes, and the volume says {}",
+            capacity_bytes(found),
+            entry.size_bytes
         ));
     }
     if image.bytes() < found.image_bytes {

@@ -11,6 +11,7 @@
 //! | `fields` | what a superblock that decodes can still say wrongly |
 //! | `log` | what is wrong in the log of a volume of type `log` |
 //! | `members` | the members of a `tier` volume, and what a member says of itself |
+//! | `remote` | stubs of what is on servers elsewhere, and the exports that they stand for |
 //! | [`repair`] | one run over an image: look, repair, look again |
 //! | [`report`] | what is said, as text and as JSON, and the exit status |
 
@@ -18,6 +19,7 @@ mod cli;
 mod fields;
 pub mod log;
 mod members;
+mod remote;
 pub mod repair;
 pub mod report;
 pub mod survey;

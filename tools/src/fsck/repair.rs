@@ -65,7 +65,8 @@ impl Decide for Always {
 /// program. A repair that was not made is no error.
 pub fn check(path: &Path, decide: &mut dyn Decide) -> Result<Report, Failure> {
     let image = Image::open_exclusive(path, decide.access()).map_err(|error| refused(&error))?;
-    let Survey { superblock, problems, notes, warnings, log } = survey(&image, true)?;
+    let found = survey(&image, true)?;
+    let Survey { superblock, problems, notes, warnings, server_unasked, log } = found;
     let mut outcomes = Vec::new();
     for problem in problems {
         let state = match &problem.repair {
@@ -89,7 +90,7 @@ pub fn check(path: &Path, decide: &mut dyn Decide) -> Result<Report, Failure> {
         confirm(&image, &outcomes)?;
     }
     let (image, image_bytes) = (path.to_owned(), image.bytes());
-    Ok(Report { image, image_bytes, superblock, outcomes, notes, warnings, log })
+    Ok(Report { image, image_bytes, superblock, outcomes, notes, warnings, server_unasked, log })
 }
 
 /// An image that can't be opened, in the words of the tools.

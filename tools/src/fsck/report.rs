@@ -62,8 +62,10 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// What is unusual, and right.
     pub notes: Vec<String>,
-    /// Members that were not found.
+    /// Members that were not found, and servers that did not answer.
     pub warnings: Vec<String>,
+    /// What is on the server that a stub names was not looked at.
+    pub server_unasked: bool,
     /// Of type `log`: what it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<LogReport>,

@@ -1,7 +1,7 @@
 //! Looking at an image: which superblock is believed, and what is wrong. Nothing is written here.
 
 use super::log::LogReport;
-use super::{fields, log, members};
+use super::{fields, log, members, remote};
 use crate::failure::Failure;
 use serde::Serialize;
 use std::cmp::Reverse;
@@ -45,6 +45,10 @@ pub enum ProblemKind {
     MemberDiffers,
     /// The primary superblock of a member does not check, and its backup does.
     MemberDamaged,
+    /// The export that a stub stands for is not its own, or does not go with it.
+    ExportDiffers,
+    /// A superblock of the export that a stub stands for does not check.
+    ExportDamaged,
     /// Page 0 of the volume is no swap header that the kernel would take.
     BadSwapHeader,
     /// An anchor of the log is damaged or missing.
@@ -141,6 +145,8 @@ pub struct Survey {
     /// What may keep a volume from being mounted, though its own image is right: members that were
     /// not found.
     pub warnings: Vec<String>,
+    /// The server that a stub names did not answer, so what is there was not looked at.
+    pub server_unasked: bool,
     /// Of type `log`: what it holds.
     pub log: Option<LogReport>,
 }
@@ -149,7 +155,8 @@ pub struct Survey {
 pub(super) const FORMAT_AGAIN: &str =
     "format it again with mkswapfs -f (a volume that is not swapped to holds nothing of value)";
 
-/// Looks at an image that is open for oneself; with `thorough`, at all that its log holds.
+/// Looks at an image that is open for oneself; with `thorough`, at all that its log holds, and at the
+/// export that a stub stands for.
 ///
 /// # Errors
 /// If it is no swapfs volume, or one of a newer program: then nothing can be said about it.
@@ -166,6 +173,7 @@ pub fn survey(image: &Image, thorough: bool) -> Result<Survey, Failure> {
     if superblock.type_spec().is_some_and(|spec| spec.has_members) && !superblock.is_member() {
         members::check_images(&superblock, &mut survey.problems, &mut survey.warnings);
     }
+    remote::check(&superblock, thorough, &mut survey);
     // A member has neither swap header nor parts of a log.
     let whole = image.bytes() >= superblock.image_bytes && !superblock.is_member();
     if whole && superblock.type_name == types::LINEAR.name && !superblock.is_ghost() {

@@ -1,6 +1,10 @@
 //! The tiers of a volume in `stats.json`.
 
 use serde::{Deserialize, Serialize};
+use std::path::Path;
+use swapfs_format::remote::RemoteOptions;
+use swapfs_format::types::REMOTE;
+use swapfsd::image::{Access, Image};
 
 /// One tier. Counters begin anew with each process that serves.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -8,11 +12,14 @@ use serde::{Deserialize, Serialize};
 pub struct TierStats {
     /// Its place, hottest first; 0: the daemon's memory.
     pub order: u32,
-    /// `zmem`, `log` or `linear`.
+    /// `zmem`, `log`, `linear` or `remote`.
     #[serde(rename = "type")]
     pub type_name: String,
     /// Path of its image; empty for memory.
     pub image: String,
+    /// Of a stub: the address of the servers, if it could be found out.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub url: String,
     /// UUID of its image; empty for memory.
     pub uuid: String,
     /// `ok`, `failed`, `evacuating` or `missing`.
@@ -84,6 +91,26 @@ pub struct EvacuationStats {
 }
 
 impl TierStats {
+    /// Where its pages are, for people: its image, or the servers that a stub stands for.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        if self.url.is_empty() { &self.image } else { &self.url }
+    }
+
+    /// Looks at the stub of a tier on servers elsewhere, which says where they are, unless that is
+    /// known. A mount may have been given another address.
+    pub fn look_up_url(&mut self) {
+        if self.type_name != REMOTE.name || !self.url.is_empty() {
+            return;
+        }
+        let image = Image::open(Path::new(&self.image), Access::ReadOnly);
+        let superblock = image.ok().and_then(|image| image.read_superblocks().primary.ok());
+        let options = superblock.as_ref().and_then(RemoteOptions::of_stub);
+        if let Some(Ok(options)) = options {
+            self.url = options.url.to_string();
+        }
+    }
+
     /// `1 log`: what it is called in tables.
     #[must_use]
     pub fn name(&self) -> String {
@@ -114,15 +141,22 @@ impl TierStats {
     /// What a person should know of it, in one sentence; `None` if it is as it should be.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
-        let tier = match self.image.as_str() {
+        let tier = match self.place() {
             "" => format!("tier {}", self.name()),
-            image => format!("tier {} ({image})", self.name()),
+            place => format!("tier {} ({place})", self.name()),
         };
+        let is_remote = self.type_name == REMOTE.name;
         let failed = format!("{} reads and {} writes", self.read_errors, self.write_errors);
         match self.state.as_str() {
             "missing" => Some(format!(
                 "{tier} is missing: pages that lie there can't be read: attach its device; it is \
                  looked for now and then, and used again"
+            )),
+            "failed" if is_remote => Some(format!(
+                "{tier} does not answer ({failed}): it takes no pages, and reads of the {} pages \
+                 there fail: see whether its servers run, and the daemon's log; they are asked \
+                 again now and then",
+                self.pages
             )),
             "failed" => Some(format!(
                 "{tier} has failed ({failed}): it takes no pages, and reads of the {} pages there \
@@ -157,6 +191,10 @@ mod tests {
         assert!(tier.warning().unwrap().starts_with("tier 1 log (/img/b): 2 reads and 0 writes"));
         tier.state = "failed".into();
         assert!(tier.warning().unwrap().contains("has failed (2 reads and 0 writes)"));
+        tier.type_name = "remote".into();
+        tier.url = "redis://a:1".into();
+        let warning = tier.warning().unwrap();
+        assert!(warning.starts_with("tier 1 remote (redis://a:1) does not answer"), "{warning}");
         tier.state = "missing".into();
         assert!(tier.warning().unwrap().contains("is missing") && !tier.is_well());
         assert_eq!(TierStats::default().fill_percent(), 0.0);

@@ -10,7 +10,8 @@ use mkswapfs::{Formatted, MemberImage, MemberRequest, MemberSpec, Preallocate, f
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use swapfs_format::member::MAX_DEVICE_MEMBERS;
+use swapfs_format::member::{MAX_DEVICE_MEMBERS, capacity_bytes};
+use swapfs_format::remote::RemoteOptions;
 use swapfs_format::size::human;
 use swapfs_format::superblock::Superblock;
 use swapfsd::admin::Request;
@@ -38,9 +39,12 @@ pub struct AddReport {
     pub image: PathBuf,
     /// Its place.
     pub order: u32,
-    /// `log` or `linear`.
+    /// `log`, `linear` or `remote`.
     #[serde(rename = "type")]
     pub type_name: String,
+    /// Of a stub: where its pages are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
     /// UUID of its image.
     pub uuid: Uuid,
     /// What it has room for.
@@ -67,7 +71,8 @@ impl std::fmt::Display for AddReport {
             self.order,
             self.type_name,
             human(self.data_bytes)
-        )
+        )?;
+        self.url.as_ref().map_or(Ok(()), |url| write!(f, ", at {url}"))
     }
 }
 
@@ -83,7 +88,7 @@ pub fn add(
     let MemberSpec::Image(member) = &request.member else {
         return Err(Failure::new(
             "zmem",
-            "every volume has its memory already: give an image, as [log:|linear:]PATH",
+            "every volume has its memory already: give an image, as [log:|linear:|remote:]PATH",
         ));
     };
     let known = match request.force {
@@ -106,9 +111,10 @@ pub fn add(
         volume: served.name.clone(),
         image: absolute(&member.image)?,
         order: superblock.member_order,
-        type_name: superblock.type_name,
+        type_name: superblock.type_name.clone(),
+        url: url_of(&superblock),
         uuid: superblock.uuid,
-        data_bytes: superblock.data_bytes,
+        data_bytes: capacity_bytes(&superblock),
         formatted: formatted.is_some(),
         dry_run: request.dry_run,
     };
@@ -134,6 +140,11 @@ pub fn add(
         }
     }
     Ok(report)
+}
+
+fn url_of(superblock: &Superblock) -> Option<String> {
+    let options = RemoteOptions::of_stub(superblock)?.ok()?;
+    Some(options.url.to_string())
 }
 
 /// The superblock of an image that is a member of the volume already.

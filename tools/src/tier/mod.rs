@@ -68,8 +68,8 @@ pub(crate) fn no_tiers(name: &str, stats: &Stats) -> Failure {
     Failure::new(
         name,
         format_args!(
-            "is of type '{}' and has no tiers: only volumes of type 'tier' have (see \
-             swapfs-tier(5))",
+            "is of type '{}' and has no tiers: only volumes of type 'tier' or 'remote' have \
+             (see swapfs-tier(5))",
             stats.type_name
         ),
     )

@@ -16,11 +16,14 @@ use swapfs_format::size::human;
 pub struct TierView {
     /// Its place, hottest first; 0: the daemon's memory.
     pub order: u32,
-    /// `zmem`, `log` or `linear`.
+    /// `zmem`, `log`, `linear` or `remote`.
     #[serde(rename = "type")]
     pub type_name: String,
     /// Path of its image; empty for memory.
     pub image: String,
+    /// Of a stub: the address of the servers, if it could be found out.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub url: String,
     /// `ok`, `failed`, `evacuating` or `missing`.
     pub state: String,
     /// What is taken of it.
@@ -84,6 +87,7 @@ pub(super) fn of(change: &Change<'_>) -> Vec<TierView> {
                 order: tier.order,
                 type_name: tier.type_name.clone(),
                 image: tier.image.clone(),
+                url: tier.url.clone(),
                 state: tier.state.clone(),
                 used_bytes: tier.used_bytes,
                 capacity_bytes: tier.capacity_bytes,
@@ -156,7 +160,7 @@ pub(super) fn table(tiers: &[TierView], columns: u16) -> Table<'static> {
             cells.push(format!("{} of {}", human(tier.used_bytes), human(tier.capacity_bytes)));
         }
         if has_image {
-            cells.push(tier.image.clone());
+            cells.push(if tier.url.is_empty() { &tier.image } else { &tier.url }.clone());
         }
         Row::new(cells).style(match tier.state.as_str() {
             "ok" if tier.errors == 0 => Style::new(),

@@ -1,0 +1,3 @@
+//! `swapfs remote`: what volumes have left on servers elsewhere.
+
+pub mod gc;
