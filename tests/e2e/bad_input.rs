@@ -153,6 +153,86 @@ fn members_of_mkswapfs() {
     refused(&(1..=9).map(nine).collect::<Vec<_>>(), &["8"]);
 }
 
+/// Nobody listens at port 1 of this machine. Each is refused before anything is written.
+#[test]
+fn servers_of_mkswapfs() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let refused = |arguments: &[&str], parts: &[&str]| {
+        let mut all: Vec<PathBuf> = arguments.iter().map(PathBuf::from).collect();
+        all.push(path("image").into());
+        let all: Vec<&Path> = all.iter().map(PathBuf::as_path).collect();
+        has(&programs().fail("mkswapfs", &all, 1), "mkswapfs: ", parts);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was left behind");
+    };
+    let alone = |options: &str, parts: &[&str]| {
+        refused(&["-t", "remote", "-f", "-s", "1G", "-o", options], parts);
+    };
+    alone("buffer=64M", &["option 'url'", "must be given", "redis://HOST"]);
+    alone("url=", &["option 'url'", "must be given"]);
+    alone("url=http://far", &["'http://far'", "of no kind that is known", "nbd://HOST"]);
+    alone("url=redis://me:secret@far", &["has a user name or password", "auth="]);
+    alone("url=redis://far/3", &["names a database"]);
+    alone("url=redis://far:0", &["no port from 1 to 65535"]);
+    alone("url=redis://a,cluster", &["option 'cluster'", "write cluster=VALUE"]);
+    alone("url=redis://far,layout=log", &["option 'layout'", "only with an nbd:// address"]);
+    alone("url=nbd://far/,replicas=1", &["option 'replicas'", "only with a redis:// address"]);
+    alone("url=nbd://far/,auth=/etc/a", &["option 'auth'", "only with a redis:// address"]);
+    alone("url=redis://far,auth=a", &["option 'auth'", "an absolute path"]);
+    alone("url=redis://far,deadline-ms=5", &["'5' is not allowed", "from 100"]);
+    alone("url=nbd+unix:///x", &["names no socket"]);
+    alone("url=nbd://127.0.0.1:1/x", &["nbd://127.0.0.1:1/x", "start the server"]);
+    let text = ["waits for the network", "-t tier", "--member remote:PATH", "use -f"];
+    refused(&["-t", "remote", "-s", "1G", "-o", "url=redis://far"], &text);
+    refused(&["-t", "remote", "-f", "-o", "url=redis://far"], &["give the volume's size with -s"]);
+
+    let member = |options: &str, parts: &[&str]| {
+        let member = format!("remote:{},{options}", path("far"));
+        refused(&["-t", "tier", "--member", &member], parts);
+    };
+    member("capacity=1G", &["option 'url'", "must be given"]);
+    member("url=redis://far", &["has no size", "capacity=SIZE"]);
+    member("url=redis://far,capacity=4K", &["'4K' is not allowed", "512 KiB"]);
+    member("url=redis://far,size=4K", &["too small for a member"]);
+    member("url=redis://far,size=1G,capacity=2G", &["leave one of them out"]);
+    member("url=redis://far,capacity=1G,segment=1M", &["option 'segment'", "nbd://"]);
+    member("url=nbd://far/,layout=linear,segment=1M", &["only with layout=log"]);
+    member("url=nbd://127.0.0.1:1/x", &["nbd://127.0.0.1:1/x", "start the server"]);
+}
+
+/// What stubs and servers are taken for that they are not.
+#[test]
+fn servers_of_the_tools() {
+    let folder = folder();
+    let (plain, _) = image(folder.path());
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let failed = |arguments: &[&str], parts: &[&str]| {
+        let all: Vec<&Path> = arguments.iter().map(Path::new).collect();
+        has(&programs().fail("swapfs", &all, 1), "swapfs: ", parts);
+    };
+    let plain = plain.display().to_string();
+    failed(&["remote", "gc", "nbd://far/"], &["NBD export", "nothing"]);
+    failed(&["remote", "gc", "http://far"], &["of no kind that is known"]);
+    failed(&["remote", "gc", "redis://u:p@far"], &["has a user name or password"]);
+    failed(&["remote", "gc", &plain], &["of type 'linear'", "redis://HOST"]);
+    failed(&["remote", "gc", &path("missing")], &["missing", "no such file"]);
+    failed(&["remote", "gc", "--remove", "-f", "redis://far"], &["--force", "--uuid"]);
+    let absent = path("absent");
+    failed(&["remote", "gc", "--auth", &absent, "redis://far"], &["--auth", &absent]);
+    failed(&["remote", "gc", "redis://127.0.0.1:1"], &["redis://127.0.0.1:1", "refused"]);
+
+    // An image that was formatted for one kind of server is not mounted on another.
+    let stub = path("stub");
+    let options = ["-t", "remote", "-f", "-s", "64M", "-o", "url=redis://127.0.0.1:1", &stub];
+    programs().succeed("mkswapfs", &options.map(Path::new));
+    refused(
+        Path::new(&stub),
+        &folder.path().join("mnt"),
+        &["-o", "url=nbd://127.0.0.1:1/"],
+        &["option 'url'", "formatted for redis://127.0.0.1:1", "another kind"],
+    );
+}
+
 /// A volume of two members, its images in `folder`, and an empty mount point.
 fn tier(folder: &Path) -> (tiers::Formatted, PathBuf) {
     fs::create_dir(folder).unwrap();

@@ -3,6 +3,9 @@
 // Tests may panic: that is how they fail.
 #![allow(clippy::unwrap_used)]
 
+#[path = "conformance/remote.rs"]
+mod remote;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use swapfs_format::PAGE_BYTES;
@@ -122,18 +125,8 @@ fn tier_volume(
         tiers::TINY_TOP,
         &[("log", log_size, &log), ("linear", "8M", &linear)],
     );
-    let image = Image::open_exclusive(&formatted.image, Access::ReadWrite).unwrap();
-    let superblock = image.load().unwrap();
-    assert_eq!(superblock.slot_count, SLOTS);
-    let spec = superblock.type_spec().unwrap();
-    let (typed, _) = spec.mount_options(&superblock.options, "").unwrap();
-    let resources = registry::resources(&typed);
-    let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
-    let members = formatted.open_members();
-    let held = Held::private();
-    let backend = registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
-    let volume = Volume::standby(backend, buffers, superblock.slot_count);
-    volume.activate(Some(&superblock.swap_header())).unwrap();
+    assert_eq!(formatted.superblock().slot_count, SLOTS);
+    let volume = formatted.open_volume("");
     (Direct { volume, faults: false }, formatted)
 }
 

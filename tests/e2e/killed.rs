@@ -24,9 +24,9 @@ use swapfsd::crash::Point;
 use swapfsd::held::BACKEND_REGIONS;
 
 /// Kills at each point.
-const KILLS: u64 = 4;
+const KILLS: u64 = 3;
 /// Kills at no point in particular.
-const KILLS_ANYWHERE: u64 = 15;
+const KILLS_ANYWHERE: u64 = 10;
 /// Operations of each lane of a process that is not killed before.
 const OPERATIONS: u64 = 700;
 /// A child that takes longer than this hangs.

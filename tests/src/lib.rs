@@ -9,6 +9,8 @@ pub mod measured;
 pub mod memory;
 pub mod mounted;
 pub mod pattern;
+pub mod remote;
 pub mod rng;
+pub mod servers;
 pub mod tiers;
 pub mod workload;

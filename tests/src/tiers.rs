@@ -5,12 +5,17 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use swapfs_format::superblock::Superblock;
 use swapfsd::admin::{Administration, Direction, Reply, Request, socket_path};
+use swapfsd::backend::registry;
+use swapfsd::buffer::BufferPool;
+use swapfsd::held::Held;
 use swapfsd::image::{Access, Image};
 use swapfsd::members::{MAX_DEVICE_MEMBERS, Members, NoKeeper};
+use swapfsd::volume::Volume;
 use uuid::Uuid;
 
 /// Options of the top in tests: next to nothing of it is used, so that all moves, and there is
@@ -65,6 +70,26 @@ impl Formatted {
         image.load().unwrap()
     }
 
+    /// Opens it without a daemon, with these options on top of its own.
+    ///
+    /// # Panics
+    /// If it can't be opened.
+    #[must_use]
+    pub fn open_volume(&self, options: &str) -> Arc<Volume> {
+        let image = Image::open_exclusive(&self.image, Access::ReadWrite).unwrap();
+        let superblock = image.load().unwrap();
+        let spec = superblock.type_spec().unwrap();
+        let (typed, _) = spec.mount_options(&superblock.options, options).unwrap();
+        let resources = registry::resources(&typed);
+        let buffers = BufferPool::new(resources.small_buffers, resources.large_buffers).unwrap();
+        let (members, held) = (self.open_members(), Held::private());
+        let backend =
+            registry::build(&image, &superblock, &typed, &buffers, &held, &members).unwrap();
+        let volume = Volume::standby(backend, buffers, superblock.slot_count);
+        volume.activate(Some(&superblock.swap_header())).unwrap();
+        volume
+    }
+
     /// Its members' images, opened here as a supervisor would keep them, but without their locks:
     /// so that processes that serve one after the other can have them.
     ///
@@ -86,7 +111,7 @@ pub fn open_members(paths: &[PathBuf]) -> Members {
     for (file, path) in files.iter_mut().zip(paths) {
         *file = Some(File::options().read(true).write(true).open(path).unwrap());
     }
-    Members { files, keeper: std::sync::Arc::new(NoKeeper) }
+    Members { files, keeper: Arc::new(NoKeeper) }
 }
 
 /// Who can be asked to change a volume.
@@ -134,7 +159,7 @@ impl Desk for Socket {
 }
 
 /// A volume in this process.
-pub struct Here<'a>(pub &'a swapfsd::volume::Volume);
+pub struct Here<'a>(pub &'a Volume);
 
 impl Desk for Here<'_> {
     fn ask(&self, request: &Request) -> Result<Reply, String> {

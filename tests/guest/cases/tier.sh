@@ -49,21 +49,6 @@ ask_until_done() { # REQUEST
     done
 }
 
-# The orders of the tiers that there are.
-tiers_now() {
-    python3 -c '
-import json, sys
-print(*(tier["order"] for tier in json.load(open(sys.argv[1]))["tiers"]))' "$mount/stats.json"
-}
-
-pages_on() { # ORDER
-    python3 -c '
-import json, sys
-tiers = json.load(open(sys.argv[1]))["tiers"]
-print(next((tier["pages"] for tier in tiers if tier["order"] == int(sys.argv[2])), 0))' \
-        "$mount/stats.json" "$1"
-}
-
 ask '{"command":"remove","tier":3,"direction":"auto"}'
 check "tiers 0, 1 and 2 are there ($(tiers_now))" [ "$(tiers_now)" = "0 1 2" ]
 

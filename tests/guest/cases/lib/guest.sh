@@ -173,6 +173,22 @@ read_number() {
     fi
 }
 
+# Of a volume of tiers at $mount: the orders of those that there are.
+tiers_now() {
+    python3 -c '
+import json, sys
+print(*(tier["order"] for tier in json.load(open(sys.argv[1]))["tiers"]))' "${mount:?}/stats.json"
+}
+
+# How many pages lie on one of them.
+pages_on() { # ORDER
+    python3 -c '
+import json, sys
+tiers = json.load(open(sys.argv[1]))["tiers"]
+print(next((tier["pages"] for tier in tiers if tier["order"] == int(sys.argv[2])), 0))' \
+        "${mount:?}/stats.json" "$1"
+}
+
 # pause SECONDS: without a process of its own, for the same reason.
 mkfifo "$scratch/never"
 pause() {
