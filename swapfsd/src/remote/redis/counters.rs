@@ -25,6 +25,8 @@ counters! {
     requests,
     /// Time spent in them.
     request_us,
+    /// Small requests to get objects that travelled with others.
+    carried_requests,
     /// Objects that servers acknowledged.
     put_objects,
     /// Bytes of these.

@@ -1,15 +1,16 @@
 //! Redis or Valkey as a store of objects: one server, or a cluster of them.
 //!
 //! ```text
-//! RedisStore --> Pool --> Link (one server, or the crate's cluster client) --> Node --> Stream
+//! RedisStore --> Convoy --> Pool --> Link (one server, or the crate's cluster client) --> Node --> Stream
 //! ```
 //!
-//! A request takes a link of its own, sends its commands, receives their replies, and gives the
+//! Small requests to get objects may meet in a [`Convoy`]. Else a request takes a link of its own, sends its commands, receives their replies, and gives the
 //! link back. Every system call on the way ends by the request's deadline. After anything odd a
 //! connection is closed, so that a reply that comes late can't be taken for another one. What was
 //! not answered is tried again over another link: all requests may be made twice, since no key ever
 //! stands for another object.
 
+mod convoy;
 mod counters;
 mod dial;
 mod failure;
@@ -37,6 +38,7 @@ use super::{Key, ObjectStore};
 use crate::control::InDevice;
 use crate::sync::{Condvar, Mutex};
 use crate::sys::network_heap::NetworkPath;
+use convoy::{Convoy, Lead, MAX_KEYS, Way};
 use counters::{Counters, count};
 use failure::Failure;
 use link::{Link, Maker, accepted};
@@ -55,6 +57,8 @@ const MARK_INTERVAL: Duration = Duration::from_secs(15);
 const ATTEMPTS: u32 = 4;
 /// But an attempt has that long, if the deadline allows.
 const ATTEMPT: Duration = Duration::from_secs(1);
+/// Requests under way at a time before others travel with them.
+const MAX_LEADERS: usize = 4;
 /// How often removing everything is tried.
 const CLEAR_ATTEMPTS: u32 = 4;
 /// A master that has failed for a whole deadline is tried that often.
@@ -90,6 +94,7 @@ struct Shared {
     settings: RedisSettings,
     names: Names,
     pool: Arc<Pool>,
+    convoy: Convoy,
     counters: Arc<Counters>,
     failing: Mutex<Vec<Failing>>,
     failing_count: AtomicUsize,
@@ -126,6 +131,7 @@ impl RedisStore {
         let shared = Arc::new(Shared {
             names: Names::new(settings.volume, settings.run),
             pool: Arc::clone(&pool),
+            convoy: Convoy::new(settings.connections.min(MAX_LEADERS)),
             counters,
             failing: Mutex::new(Vec::new()),
             failing_count: AtomicUsize::new(0),
@@ -144,6 +150,42 @@ impl RedisStore {
             return Err(error);
         }
         Ok(RedisStore { shared })
+    }
+
+    /// Small requests travel together where that helps.
+    fn get_small(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), i32> {
+        let shared = &*self.shared;
+        let started = Instant::now();
+        let deadline = shared.settings.server.deadline;
+        let end = super::end_of(deadline);
+        let mut left: [Option<usize>; MAX_KEYS] = std::array::from_fn(Some);
+        match shared.convoy.join(keys, end, shared.patience_together()) {
+            Way::Alone => {}
+            Way::Leads(lead) => shared.lead(lead, keys, end, &mut |index, value| {
+                left[index] = None;
+                each(index, value);
+            }),
+            Way::Carried(arrival) => {
+                count(&shared.counters.carried_requests, 1);
+                arrival.unpack(&mut |index, value| {
+                    left[index] = None;
+                    each(index, value);
+                });
+            }
+        }
+        let left: Vec<usize> = left[..keys.len()].iter().copied().flatten().collect();
+        if left.is_empty() {
+            count(&shared.counters.requests, 1);
+            count(&shared.counters.request_us, started.elapsed().as_micros() as u64);
+            return Ok(());
+        }
+        let keys: Vec<Key> = left.iter().map(|index| keys[*index]).collect();
+        let mut rest = |index: usize, value: Option<&[u8]>| each(left[index], value);
+        super::until(end, || self.run(Objects::Get(&keys), &mut rest))
     }
 
     fn run(
@@ -181,18 +223,8 @@ impl Shared {
         let mut pause = PAUSE.0;
         work.given_up = self.given_up();
         loop {
-            let mut link = self.pool.take(until)?;
-            let begun = Instant::now();
-            let patience = (deadline / ATTEMPTS).max(ATTEMPT);
-            let result = link.exchange(work, until.min(begun + patience));
-            match result {
-                Ok(()) => self.pool.give(link),
-                Err(failure) => {
-                    drop(link);
-                    self.pool.lose(begun, &failure);
-                    work.trouble = Some(failure);
-                }
-            }
+            let link = self.pool.take(until)?;
+            self.attempt(link, work, until.min(Instant::now() + self.patience()));
             if let Some(failure) = work.fatal.take() {
                 return Err(failure);
             }
@@ -215,6 +247,59 @@ impl Shared {
                 self.hopeless(work, started);
                 return Err(trouble);
             }
+        }
+    }
+
+    /// How long an attempt may take.
+    fn patience(&self) -> Duration {
+        (self.settings.server.deadline / ATTEMPTS).max(ATTEMPT)
+    }
+
+    /// How long one may take that others travel with: each has as much again for another one.
+    fn patience_together(&self) -> Duration {
+        self.patience().min(self.settings.server.deadline / 2)
+    }
+
+    /// Does what it can of a request over a link, until then.
+    fn attempt(&self, mut link: Link, work: &mut Work<'_>, until: Instant) {
+        let begun = Instant::now();
+        match link.exchange(work, until) {
+            Ok(()) => self.pool.give(link),
+            Err(failure) => {
+                drop(link);
+                self.pool.lose(begun, &failure);
+                work.trouble = Some(failure);
+            }
+        }
+    }
+
+    /// Makes one attempt to get objects, and what others want who have come meanwhile.
+    fn lead(
+        &self,
+        mut lead: Lead<'_>,
+        keys: &[Key],
+        end: Instant,
+        each: &mut dyn FnMut(usize, Option<&[u8]>),
+    ) {
+        // If there is none, those who wait find out by themselves why.
+        let Ok(link) = self.pool.take(end) else { return };
+        let begun = Instant::now();
+        let mut all = lead.board(keys.len());
+        // The leader's own are the last, since it has to see to the others first.
+        let others = all.len();
+        all.extend_from_slice(keys);
+        let mut deliver = |place: usize, value: Option<&[u8]>| match place.checked_sub(others) {
+            Some(own) => each(own, value),
+            None => lead.deliver(place, value),
+        };
+        let mut work = Work::new(Objects::Get(&all), &mut deliver, &self.names, 0, &self.counters);
+        work.given_up = self.given_up();
+        self.attempt(link, &mut work, end.min(begun + self.patience_together()));
+        if work.left() == 0 {
+            self.working(&work);
+        } else {
+            self.hopeless(&work, begun);
+            self.convoy.disperse();
         }
     }
 
@@ -422,7 +507,13 @@ impl ObjectStore for RedisStore {
     }
 
     fn get(&self, keys: &[Key], each: &mut dyn FnMut(usize, Option<&[u8]>)) -> Result<(), i32> {
-        self.run(Objects::Get(keys), each)
+        if keys.is_empty() || keys.len() > MAX_KEYS {
+            return self.run(Objects::Get(keys), each);
+        }
+        let _device = InDevice::enter();
+        let _path = NetworkPath::enter();
+        self.shared.ask();
+        self.get_small(keys, each)
     }
 
     fn remove(&self, keys: &[Key]) -> Result<(), i32> {

@@ -1,5 +1,6 @@
 //! Where the servers are, how we show who we are, and how they are to be used.
 
+use super::convoy;
 use super::link::Maker;
 use crate::sys::process::effective_user;
 use std::fmt;
@@ -182,7 +183,7 @@ impl RedisSettings {
         // not known yet: more than assumed here come from the system's memory, which is counted.
         let nodes = if self.server.cluster { (2 * self.server.nodes.len()).max(8) } else { 1 };
         let node_bytes = if self.server.tls { 384 << 10 } else { 256 << 10 };
-        (4 << 20) + self.connections * ((1 << 20) + nodes * node_bytes)
+        (4 << 20) + convoy::HEAP_BYTES + self.connections * ((1 << 20) + nodes * node_bytes)
     }
 }
 

@@ -6,6 +6,7 @@ mod lying;
 mod single;
 mod standby;
 mod tls;
+mod together;
 
 use super::*;
 use std::collections::HashMap;
