@@ -1,14 +1,14 @@
 //! Redis or Valkey as a store of objects: one server, or a cluster of them.
 //!
 //! ```text
-//! RedisStore --> Convoy --> Pool --> Link (one server, or the crate's cluster client) --> Node --> Stream
+//! RedisStore --> Convoy --> Pool --> Link (a server, or the crate's cluster client) --> Node --> Stream
 //! ```
 //!
-//! Small requests to get objects may meet in a [`Convoy`]. Else a request takes a link of its own, sends its commands, receives their replies, and gives the
-//! link back. Every system call on the way ends by the request's deadline. After anything odd a
-//! connection is closed, so that a reply that comes late can't be taken for another one. What was
-//! not answered is tried again over another link: all requests may be made twice, since no key ever
-//! stands for another object.
+//! Small requests to get objects may travel together ([`convoy`]). Else a request takes a link of its
+//! own, sends its commands, receives their replies, and gives the link back. Every system call on the
+//! way ends by the request's deadline. After anything odd a connection is closed, so that a reply that
+//! comes late can't be taken for another one. What was not answered is tried again over another link:
+//! all requests may be made twice, since no key ever stands for another object.
 
 mod convoy;
 mod counters;
@@ -59,6 +59,9 @@ const ATTEMPTS: u32 = 4;
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// Requests under way at a time before others travel with them.
 const MAX_LEADERS: usize = 4;
+/// How long an attempt may take that others travel with: one master of a cluster that hangs holds up
+/// those who want something of the others no longer. An attempt alone has as much at least.
+const TOGETHER: Duration = ATTEMPT;
 /// How often removing everything is tried.
 const CLEAR_ATTEMPTS: u32 = 4;
 /// A master that has failed for a whole deadline is tried that often.
@@ -131,7 +134,7 @@ impl RedisStore {
         let shared = Arc::new(Shared {
             names: Names::new(settings.volume, settings.run),
             pool: Arc::clone(&pool),
-            convoy: Convoy::new(settings.connections.min(MAX_LEADERS)),
+            convoy: Convoy::new(settings.connections.min(MAX_LEADERS), convoy::WAIT),
             counters,
             failing: Mutex::new(Vec::new()),
             failing_count: AtomicUsize::new(0),
@@ -152,59 +155,49 @@ impl RedisStore {
         Ok(RedisStore { shared })
     }
 
-    /// Small requests travel together where that helps.
-    fn get_small(
-        &self,
-        keys: &[Key],
-        each: &mut dyn FnMut(usize, Option<&[u8]>),
-    ) -> Result<(), i32> {
+    /// Asks for objects; small requests travel together where that helps.
+    fn get_by(&self, keys: &[Key], each: &mut dyn FnMut(usize, Option<&[u8]>)) -> Result<(), i32> {
         let shared = &*self.shared;
-        let started = Instant::now();
-        let deadline = shared.settings.server.deadline;
-        let end = super::end_of(deadline);
-        let mut left: [Option<usize>; MAX_KEYS] = std::array::from_fn(Some);
-        match shared.convoy.join(keys, end, shared.patience_together()) {
+        let (started, until) = (Instant::now(), super::end_of(shared.settings.server.deadline));
+        let mut left: [bool; MAX_KEYS] = [true; MAX_KEYS];
+        let mut each_once = |index: usize, value: Option<&[u8]>| {
+            left[index] = false;
+            each(index, value);
+        };
+        match shared.way_of(keys, until) {
             Way::Alone => {}
-            Way::Leads(lead) => shared.lead(lead, keys, end, &mut |index, value| {
-                left[index] = None;
-                each(index, value);
-            }),
+            Way::Leads(lead) => shared.lead(lead, keys, until, &mut each_once),
             Way::Carried(arrival) => {
                 count(&shared.counters.carried_requests, 1);
-                arrival.unpack(&mut |index, value| {
-                    left[index] = None;
-                    each(index, value);
-                });
+                arrival.unpack(&mut each_once);
             }
         }
-        let left: Vec<usize> = left[..keys.len()].iter().copied().flatten().collect();
-        if left.is_empty() {
-            count(&shared.counters.requests, 1);
-            count(&shared.counters.request_us, started.elapsed().as_micros() as u64);
-            return Ok(());
+        if keys.len() > MAX_KEYS || left[..keys.len()].iter().all(|left| *left) {
+            return self.run(Objects::Get(keys), each, started, until);
         }
+        let left: Vec<usize> = (0..keys.len()).filter(|index| left[*index]).collect();
         let keys: Vec<Key> = left.iter().map(|index| keys[*index]).collect();
-        let mut rest = |index: usize, value: Option<&[u8]>| each(left[index], value);
-        super::until(end, || self.run(Objects::Get(&keys), &mut rest))
+        self.run(Objects::Get(&keys), &mut |index, value| each(left[index], value), started, until)
     }
 
+    /// Does a request that began then and has to end by `until`.
     fn run(
         &self,
         objects: Objects<'_>,
         each: &mut dyn FnMut(usize, Option<&[u8]>),
+        started: Instant,
+        until: Instant,
     ) -> Result<(), i32> {
-        if objects.len() == 0 {
-            return Ok(());
-        }
-        let _device = InDevice::enter();
-        let _path = NetworkPath::enter();
         let shared = &*self.shared;
-        shared.ask();
-        let started = Instant::now();
         count(&shared.counters.requests, 1);
         let replicas = shared.settings.replicas;
-        let mut work = Work::new(objects, each, &shared.names, replicas, &shared.counters);
-        let result = shared.attempts(&mut work, started);
+        let result = match objects.len() {
+            0 => Ok(()),
+            _ => {
+                let mut work = Work::new(objects, each, &shared.names, replicas, &shared.counters);
+                shared.attempts(&mut work, started, until)
+            }
+        };
         let spent = started.elapsed().as_micros() as u64;
         count(&shared.counters.request_us, spent);
         result.map_err(|failure| {
@@ -214,15 +207,43 @@ impl RedisStore {
             if failure.errno == libc::EAGAIN { libc::ETIMEDOUT } else { failure.errno }
         })
     }
+
+    /// Around each request: what it allocates, who watches it, and that the store is used.
+    fn request(
+        &self,
+        objects: Objects<'_>,
+        each: &mut dyn FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), i32> {
+        if objects.len() == 0 {
+            return Ok(());
+        }
+        let _device = InDevice::enter();
+        let _path = NetworkPath::enter();
+        self.shared.ask();
+        match objects {
+            Objects::Get(keys) => self.get_by(keys, each),
+            objects => {
+                let until = super::end_of(self.shared.settings.server.deadline);
+                self.run(objects, each, Instant::now(), until)
+            }
+        }
+    }
 }
 
 impl Shared {
-    fn attempts(&self, work: &mut Work<'_>, started: Instant) -> Result<(), Failure> {
-        let deadline = self.settings.server.deadline;
-        let until = super::end_of(deadline);
+    fn attempts(
+        &self,
+        work: &mut Work<'_>,
+        started: Instant,
+        until: Instant,
+    ) -> Result<(), Failure> {
         let mut pause = PAUSE.0;
         work.given_up = self.given_up();
         loop {
+            // A link would be closed for what is ours to answer for.
+            if Instant::now() >= until {
+                return Err(Failure::time_out());
+            }
             let link = self.pool.take(until)?;
             self.attempt(link, work, until.min(Instant::now() + self.patience()));
             if let Some(failure) = work.fatal.take() {
@@ -255,9 +276,14 @@ impl Shared {
         (self.settings.server.deadline / ATTEMPTS).max(ATTEMPT)
     }
 
-    /// How long one may take that others travel with: each has as much again for another one.
-    fn patience_together(&self) -> Duration {
-        self.patience().min(self.settings.server.deadline / 2)
+    /// Whether small requests may travel together now: with time for an attempt alone behind it, and
+    /// where no master is known to fail.
+    fn way_of(&self, keys: &[Key], until: Instant) -> Way<'_> {
+        let has_time = until.saturating_duration_since(Instant::now()) >= 2 * TOGETHER;
+        match has_time && self.failing_count.load(Ordering::Relaxed) == 0 {
+            true => self.convoy.join(keys),
+            false => Way::Alone,
+        }
     }
 
     /// Does what it can of a request over a link, until then.
@@ -278,28 +304,35 @@ impl Shared {
         &self,
         mut lead: Lead<'_>,
         keys: &[Key],
-        end: Instant,
+        until: Instant,
         each: &mut dyn FnMut(usize, Option<&[u8]>),
     ) {
-        // If there is none, those who wait find out by themselves why.
-        let Ok(link) = self.pool.take(end) else { return };
         let begun = Instant::now();
+        // If there is none, those who wait find out by themselves why.
+        let Ok(link) = self.pool.take(until.min(begun + convoy::WAIT)) else { return };
         let mut all = lead.board(keys.len());
-        // The leader's own are the last, since it has to see to the others first.
         let others = all.len();
         all.extend_from_slice(keys);
+        // The leader's own are kept until the others have theirs: what it does with them may take
+        // long, and is nothing to them.
+        let mut own: [Option<Option<Vec<u8>>>; MAX_KEYS] = Default::default();
         let mut deliver = |place: usize, value: Option<&[u8]>| match place.checked_sub(others) {
-            Some(own) => each(own, value),
+            Some(index) => own[index] = Some(value.map(<[u8]>::to_vec)),
             None => lead.deliver(place, value),
         };
         let mut work = Work::new(Objects::Get(&all), &mut deliver, &self.names, 0, &self.counters);
-        work.given_up = self.given_up();
-        self.attempt(link, &mut work, end.min(begun + self.patience_together()));
+        self.attempt(link, &mut work, until.min(Instant::now() + TOGETHER));
         if work.left() == 0 {
             self.working(&work);
         } else {
-            self.hopeless(&work, begun);
+            count(&self.counters.retries, 1);
             self.convoy.disperse();
+        }
+        drop(lead);
+        for (index, value) in own.iter().enumerate() {
+            if let Some(value) = value {
+                each(index, value.as_deref());
+            }
         }
     }
 
@@ -503,21 +536,15 @@ impl Drop for RedisStore {
 
 impl ObjectStore for RedisStore {
     fn put(&self, objects: &[(Key, &[u8])]) -> Result<(), i32> {
-        self.run(Objects::Put(objects), &mut |_, _| {})
+        self.request(Objects::Put(objects), &mut |_, _| {})
     }
 
     fn get(&self, keys: &[Key], each: &mut dyn FnMut(usize, Option<&[u8]>)) -> Result<(), i32> {
-        if keys.is_empty() || keys.len() > MAX_KEYS {
-            return self.run(Objects::Get(keys), each);
-        }
-        let _device = InDevice::enter();
-        let _path = NetworkPath::enter();
-        self.shared.ask();
-        self.get_small(keys, each)
+        self.request(Objects::Get(keys), each)
     }
 
     fn remove(&self, keys: &[Key]) -> Result<(), i32> {
-        self.run(Objects::Remove(keys), &mut |_, _| {})
+        self.request(Objects::Remove(keys), &mut |_, _| {})
     }
 
     fn check(&self) -> Result<(), i32> {

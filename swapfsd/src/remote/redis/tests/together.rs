@@ -10,6 +10,14 @@ const THREADS: u64 = 16;
 /// What tests allow for beside the deadline, on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
 
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
 /// Has all threads ask for keys of `all`, one to four at a time, as long as `goes_on` says; `each`
 /// is told the keys, what came of it, and how long it took.
 fn ask(
@@ -53,18 +61,42 @@ fn assert_right(keys: &[Key], result: Result<usize, i32>) {
 #[test]
 fn each_has_what_it_asked_for() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    network_heap::start(64 << 20).unwrap();
     let store = RedisStore::new(settings(server.port, 20_000)).unwrap();
     let all = some(&store);
     let carried = || statistic(&store, "redis_carried_requests");
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(60);
     while carried() == 0 && Instant::now() < until {
+        store.shared.convoy.gather();
         ask(&store, &all, |round| round < 200, |keys, result, _| assert_right(keys, result));
     }
     assert!(carried() > 0, "none travelled with others");
     assert_eq!(statistic(&store, "redis_connects"), 4);
     assert_eq!(statistic(&store, "redis_lost_connections"), 0);
     println!("{} of {} were carried", carried(), statistic(&store, "redis_requests"));
+}
+
+#[test]
+fn they_take_their_memory_from_the_pool() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    network_heap::start(64 << 20).unwrap();
+    let store = RedisStore::new(settings(server.port, 20_000)).unwrap();
+    let all = some(&store);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS as usize {
+            let (store, all) = (&store, &all);
+            scope.spawn(move || {
+                let round = |round: usize| {
+                    let first = (thread * 31 + round) % (all.len() - 4);
+                    store.get(&all[first..first + 1 + round % 4], &mut |_, _| {}).unwrap();
+                };
+                (0..20).for_each(round);
+                let before = crate::sys::alloc::thread_allocations();
+                (20..200).for_each(round);
+                let after = crate::sys::alloc::thread_allocations();
+                assert_eq!(after, before, "the system's allocator was asked");
+            });
+        }
+    });
 }
 
 #[test]
@@ -83,13 +115,14 @@ fn connections_that_are_cut() {
                 |keys, result, _| assert_right(keys, result),
             );
         });
+        // Also if something fails here, or they would go on for ever.
+        let _stop = OnDrop(|| stop.store(true, Ordering::Relaxed));
         for _ in 0..40 {
             std::thread::sleep(Duration::from_millis(25));
             server.cli(&["client", "kill", "type", "normal", "skipme", "yes"]);
             // Also while they travel together again.
             store.shared.convoy.gather();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(statistic(&store, "redis_lost_connections") > 0);
 }
@@ -114,11 +147,18 @@ fn a_server_that_hangs_keeps_nobody_beyond_the_deadline() {
     while get(&store, &all[1..2]) != Ok(1) {
         assert!(Instant::now() < until, "the server is back, and not used");
     }
-    // A short stop is waited for.
+}
+
+#[test]
+fn a_server_that_stops_for_a_moment_is_waited_for() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let store = RedisStore::new(settings(server.port, 20_000)).unwrap();
+    let all = some(&store);
     server.signal(libc::SIGSTOP);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(300));
+            // Longer than those wait who travel together.
+            std::thread::sleep(TOGETHER + Duration::from_millis(300));
             server.signal(libc::SIGCONT);
         });
         ask(&store, &all, |round| round < 20, |keys, result, _| assert_right(keys, result));
@@ -135,6 +175,8 @@ fn one_master_that_hangs_keeps_nobody_beyond_the_deadline() {
     settings.connections = 8;
     let store = RedisStore::new(settings).unwrap();
     let all = some(&store);
+    ask(&store, &all, |round| round < 100, |keys, result, _| assert_right(keys, result));
+    println!("{} were carried", statistic(&store, "redis_carried_requests"));
     servers[0].signal(libc::SIGSTOP);
     let stop = Instant::now() + DEADLINE;
     let failed = AtomicUsize::new(0);
