@@ -202,6 +202,7 @@ impl fmt::Display for OptionError {
                 write!(f, "option '{entry}': no value: write {entry}=VALUE")
             }
             OptionError::BadValue { key, value, allowed } => {
+                let value = remote::without_secrets(value);
                 write!(f, "option '{key}': '{value}' is not allowed: {allowed}")
             }
             OptionError::FixedAtFormat(key) => write!(

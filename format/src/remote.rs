@@ -1,5 +1,6 @@
 //! Where far memory is: `url=` of the type `remote`, parsed; and [its other options](RemoteOptions).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -73,6 +74,18 @@ impl RemoteUrl {
     }
 }
 
+/// An address as it may be shown to anybody: without the name and password that somebody has put
+/// into it.
+#[must_use]
+pub fn without_secrets(text: &str) -> Cow<'_, str> {
+    match (text.find("://"), text.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme + 3 <= at => {
+            format!("{}***{}", &text[..scheme + 3], &text[at..]).into()
+        }
+        _ => text.into(),
+    }
+}
+
 fn host_and_port(text: &str, default_port: u16) -> Result<(String, u16), UrlError> {
     let wrong = |why: &str| UrlError(format!("'{text}' {why}"));
     let (host, rest) = match text.strip_prefix('[') {
@@ -101,7 +114,9 @@ impl FromStr for RemoteUrl {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<RemoteUrl, UrlError> {
-        let wrong = |why: &str| UrlError(format!("'{text}' {why}: allowed are {ALLOWED}"));
+        let wrong = |why: &str| {
+            UrlError(format!("'{}' {why}: allowed are {ALLOWED}", without_secrets(text)))
+        };
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err(wrong("has a blank or control character in it"));
         }
@@ -192,6 +207,21 @@ mod tests {
         let short = "redis://a,b/".parse::<RemoteUrl>().unwrap();
         assert_eq!(short.to_string(), "redis://a:6379,b:6379");
         assert_eq!("nbd://h".parse::<RemoteUrl>().unwrap().to_string(), "nbd://h:10809/");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        for (text, shown) in [
+            ("redis://u:p@h:1", "redis://***@h:1"),
+            ("redis://u:p@q/x y@h", "redis://***@h"),
+            ("redis://h", "redis://h"),
+            ("x@redis://h", "x@redis://h"),
+            ("nbd+unix:///?socket=/a@b", "nbd+unix://***@b"),
+        ] {
+            assert_eq!(without_secrets(text), shown);
+        }
+        let refused = "redis://u:secret@h".parse::<RemoteUrl>().unwrap_err().to_string();
+        assert!(!refused.contains("secret"), "{refused}");
     }
 
     #[test]

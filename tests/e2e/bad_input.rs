@@ -171,7 +171,7 @@ fn servers_of_mkswapfs() {
     alone("buffer=64M", &["option 'url'", "must be given", "redis://HOST"]);
     alone("url=", &["option 'url'", "must be given"]);
     alone("url=http://far", &["'http://far'", "of no kind that is known", "nbd://HOST"]);
-    alone("url=redis://me:secret@far", &["has a user name or password", "auth="]);
+    alone("url=redis://me:secret@far", &["'redis://***@far' has a user name or password", "auth="]);
     alone("url=redis://far/3", &["names a database"]);
     alone("url=redis://far:0", &["no port from 1 to 65535"]);
     alone("url=redis://a,cluster", &["option 'cluster'", "write cluster=VALUE"]);

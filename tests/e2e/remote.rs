@@ -7,6 +7,8 @@
 
 #[path = "remote/connections.rs"]
 mod connections;
+#[path = "remote/credentials.rs"]
+mod credentials;
 #[path = "remote/servers.rs"]
 mod servers;
 
