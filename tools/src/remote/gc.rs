@@ -11,13 +11,11 @@ use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use swapfs_format::remote::{RemoteOptions, RemoteUrl};
+use swapfs_format::remote::{RemoteOptions, RemoteUrl, without_secrets};
 use swapfs_format::size::human;
 use swapfsd::remote::redis::{self, Credentials, RemoteVolume, ServerSettings};
 use uuid::Uuid;
 
-/// A mark that was seen within this time, in seconds, says that the volume is in use.
-const FRESH_S: u64 = 60;
 /// How long a step may take where no image says it.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -91,7 +89,6 @@ impl Left {
             bytes: run.bytes,
         });
         let seen = volume.mark.as_ref().map(|mark| mark.seen);
-        // A mark from the future was made by a clock that is wrong: it may be from just now.
         let age = seen.map(|seen| now_s.saturating_sub(seen));
         let mounted_here = mounted.contains(&volume.volume);
         Left {
@@ -103,7 +100,7 @@ impl Left {
             seen_unix_s: seen,
             seen_age_s: age,
             mounted_here,
-            in_use: mounted_here || age.is_some_and(|age| age < FRESH_S),
+            in_use: mounted_here || age.is_some_and(|age| age < redis::FRESH.as_secs()),
             removed_keys: None,
         }
     }
@@ -115,7 +112,7 @@ impl Left {
             (true, _) => "mounted here".to_owned(),
             (false, Some(age)) if self.in_use => format!("in use on {host}, seen {age} s ago"),
             (false, Some(age)) => format!("stale: last seen {} ago on {host}", ago(age)),
-            (false, None) => "stale: no mark of a machine that uses it".to_owned(),
+            (false, None) => "no mark says who uses it: name it with --uuid".to_owned(),
         }
     }
 }
@@ -197,7 +194,9 @@ pub fn run(request: &GcRequest) -> Result<GcReport, Failure> {
 /// Which of `volumes` are to be removed.
 fn chosen(volumes: &[Left], request: &GcRequest) -> Result<Vec<usize>, Failure> {
     let Some(uuid) = request.uuid else {
-        return Ok((0..volumes.len()).filter(|index| !volumes[*index].in_use).collect());
+        // Of those without a mark nobody knows: a server that evicts may have thrown it away.
+        let is_stale = |volume: &Left| !volume.in_use && volume.seen_age_s.is_some();
+        return Ok((0..volumes.len()).filter(|index| is_stale(&volumes[*index])).collect());
     };
     let index = volumes.iter().position(|volume| volume.uuid == uuid);
     let index = index.ok_or_else(|| Failure::new(uuid, "has no keys there: nothing to remove"))?;
@@ -234,7 +233,8 @@ fn mounted_here() -> Vec<Uuid> {
 /// The servers, from an address or from what a stub says.
 fn servers(request: &GcRequest) -> Result<(String, ServerSettings), Failure> {
     let place = &request.place;
-    let wrong = |why: &dyn fmt::Display| Failure::new(place, why);
+    let shown = without_secrets(place);
+    let wrong = |why: &dyn fmt::Display| Failure::new(&shown, why);
     let (url, cluster, auth, deadline) = match place.contains("://") {
         true => {
             let url: RemoteUrl = place.parse().map_err(|error| wrong(&error))?;
@@ -282,6 +282,7 @@ mod tests {
     fn left(uuid: u128, seen: Option<u64>, mounted: &[Uuid]) -> Left {
         let mark = seen.map(|seen| Mark {
             host: "a".to_owned(),
+            machine: String::new(),
             boot_id: String::new(),
             run: String::new(),
             pid: 1,
@@ -315,8 +316,10 @@ mod tests {
             left(5, Some(NOW_S + 999), &here),
         ];
         assert_eq!(all.each_ref().map(|one| one.in_use), [true, true, false, false, true]);
-        assert_eq!(chosen(&all, &request(None, false)).unwrap(), [2, 3]);
+        // Where there is no mark, nobody knows: it must be named.
+        assert_eq!(chosen(&all, &request(None, false)).unwrap(), [2]);
         assert_eq!(chosen(&all, &request(Some(3), false)).unwrap(), [2]);
+        assert_eq!(chosen(&all, &request(Some(4), false)).unwrap(), [3]);
         for (uuid, says) in [(1, "mounted here"), (2, "in use on a, seen 59 s ago")] {
             let error = chosen(&all, &request(Some(uuid), false)).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("--force"), "{error}");
@@ -335,7 +338,7 @@ mod tests {
         let text = report.to_string();
         let says = "2 keys, 8 KiB, of 1 mount; stale: last seen 2 h ago on a: removed, 2 keys\n";
         assert!(text.contains(says), "{text}");
-        assert!(text.ends_with("stale: no mark of a machine that uses it\n"), "{text}");
+        assert!(text.ends_with("; no mark says who uses it: name it with --uuid\n"), "{text}");
         let none = GcReport { url, volumes: Vec::new() };
         assert_eq!(none.to_string(), "redis://a:6379: no volume has anything there\n");
     }

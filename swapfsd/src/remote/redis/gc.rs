@@ -3,7 +3,7 @@
 
 use super::failure::{self, Failure};
 use super::link::{Link, Maker, accepted};
-use super::mark::Mark;
+use super::mark::{self, Mark, TTL_MS};
 use super::node::{Node, OBJECT_BYTES};
 use super::reply::Reply;
 use super::settings::ServerSettings;
@@ -188,13 +188,8 @@ pub fn list(settings: &ServerSettings) -> Result<Vec<RemoteVolume>, String> {
     .map_err(|failure| failure.text)?;
     let mut list = Vec::new();
     for volume in volumes {
-        let mut command = redis::cmd("GET");
-        command.arg(Names::new(volume, 0).mark());
-        let answer = link.command(&command, Instant::now() + deadline).and_then(accepted);
-        let mark = match answer.map_err(|failure| failure.text)? {
-            Value::BulkString(text) => serde_json::from_slice(&text).ok(),
-            _ => None,
-        };
+        let found = mark_of(&mut link, &Names::new(volume, 0), Instant::now() + deadline);
+        let mark = found.map_err(|failure| failure.text)?.map(|(mark, _)| mark);
         let own = runs.iter().filter(|((of, _), _)| *of == volume);
         let own = own.map(|((_, run), (keys, bytes))| RemoteRun {
             run: *run,
@@ -205,6 +200,29 @@ pub fn list(settings: &ServerSettings) -> Result<Vec<RemoteVolume>, String> {
     }
     list.sort_by_key(|volume| volume.volume);
     Ok(list)
+}
+
+/// The mark of a volume, if there is one, and how long ago it was made fresh.
+pub(super) fn mark_of(
+    link: &mut Link,
+    names: &Names,
+    until: Instant,
+) -> Result<Option<(Mark, Duration)>, Failure> {
+    let mut ask = |command: &str| {
+        let mut command = redis::cmd(command);
+        command.arg(names.mark());
+        link.command(&command, until).and_then(accepted)
+    };
+    let Value::BulkString(text) = ask("GET")? else { return Ok(None) };
+    let Ok(mut mark) = serde_json::from_slice::<Mark>(&text) else { return Ok(None) };
+    let Value::Int(left_ms) = ask("PTTL")? else {
+        return Err(Failure::odd("an odd answer to PTTL"));
+    };
+    // One that has no time to live was made by nobody that we know of: it is as good as none.
+    let age_ms = if left_ms < 0 { TTL_MS } else { TTL_MS.saturating_sub(left_ms).max(0) };
+    let age = Duration::from_millis(age_ms.unsigned_abs());
+    mark.seen = mark::now_seconds().saturating_sub(age.as_secs());
+    Ok(Some((mark, age)))
 }
 
 /// Removes what a volume has on the servers: all but one run, or with `None` everything, its mark

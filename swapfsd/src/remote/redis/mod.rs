@@ -25,13 +25,14 @@ mod reply;
 mod settings;
 mod slots;
 mod stream;
+mod upkeep;
 mod work;
 
 #[cfg(test)]
 mod tests;
 
 pub use gc::{RemoteRun, RemoteVolume, list, remove};
-pub use mark::Mark;
+pub use mark::{FRESH, Mark};
 pub use settings::{Credentials, RedisSettings, ServerSettings};
 
 use super::{Key, ObjectStore};
@@ -41,18 +42,17 @@ use crate::sys::network_heap::NetworkPath;
 use convoy::{Convoy, Lead, MAX_KEYS, Way};
 use counters::{Counters, count};
 use failure::Failure;
-use link::{Link, Maker, accepted};
-use log::{info, warn};
+use link::{Link, Maker};
+use log::warn;
 use pool::Pool;
 use slots::Address;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use upkeep::{OwnMark, Upkeep};
 use work::{Names, Objects, Work};
 
-/// How often the mark that the volume is in use is written.
-const MARK_INTERVAL: Duration = Duration::from_secs(15);
 /// An attempt of a request ends after this part of the deadline, so that another way is tried.
 const ATTEMPTS: u32 = 4;
 /// But an attempt has that long, if the deadline allows.
@@ -84,14 +84,6 @@ struct Failing {
     tried: Instant,
 }
 
-/// What the thread that writes the mark waits for.
-#[derive(Debug, Default)]
-struct Upkeep {
-    /// The store was asked for something.
-    asked: bool,
-    stopped: bool,
-}
-
 #[derive(Debug)]
 struct Shared {
     settings: RedisSettings,
@@ -102,7 +94,7 @@ struct Shared {
     failing: Mutex<Vec<Failing>>,
     failing_count: AtomicUsize,
     /// What the mark says; `None`: it is not written any more.
-    mark: Mutex<Option<Mark>>,
+    mark: Mutex<Option<OwnMark>>,
     /// Whether this process uses the store: one that only stands by must leave no mark.
     asked: AtomicBool,
     upkeep: Mutex<Upkeep>,
@@ -138,7 +130,7 @@ impl RedisStore {
             counters,
             failing: Mutex::new(Vec::new()),
             failing_count: AtomicUsize::new(0),
-            mark: Mutex::new(Some(Mark::own(settings.run))),
+            mark: Mutex::new(Some(OwnMark::new(settings.run))),
             asked: AtomicBool::new(false),
             upkeep: Mutex::new(Upkeep::default()),
             turn: Condvar::new(),
@@ -195,7 +187,8 @@ impl RedisStore {
             0 => Ok(()),
             _ => {
                 let mut work = Work::new(objects, each, &shared.names, replicas, &shared.counters);
-                shared.attempts(&mut work, started, until)
+                let done = shared.attempts(&mut work, started, until);
+                done.map_err(|failure| work.why(failure))
             }
         };
         let spent = started.elapsed().as_micros() as u64;
@@ -403,50 +396,6 @@ impl Shared {
             self.upkeep.lock().asked = true;
             self.turn.notify_all();
         }
-    }
-
-    /// Writes the mark from time to time, once the store is used.
-    fn keep_up(&self) {
-        let _path = NetworkPath::enter();
-        let mut state = self.upkeep.lock();
-        while !state.asked {
-            if state.stopped {
-                return;
-            }
-            state = self.turn.wait(state);
-        }
-        drop(state);
-        loop {
-            let written = self.write_mark();
-            if let Err(failure) = &written {
-                info!("remote: the mark that the volume is in use was not written: {failure}");
-            }
-            let mut state = self.upkeep.lock();
-            let until = Instant::now() + MARK_INTERVAL;
-            loop {
-                if state.stopped {
-                    return;
-                }
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break;
-                }
-                state = self.turn.wait_timeout(state, left);
-            }
-        }
-    }
-
-    fn write_mark(&self) -> Result<(), Failure> {
-        // Held meanwhile, so that a mark that was removed is not written again.
-        let mut mark = self.mark.lock();
-        let Some(mark) = mark.as_mut() else { return Ok(()) };
-        mark.seen = mark::now_seconds();
-        let text = serde_json::to_string(mark).map_err(|error| Failure::odd(error.to_string()))?;
-        let mut command = redis::cmd("SET");
-        command.arg(self.names.mark()).arg(text);
-        self.over_link(&mut |link, until| {
-            link.command(&command, until).and_then(accepted).map(drop)
-        })
     }
 
     /// Does something with a link, again if that may help.

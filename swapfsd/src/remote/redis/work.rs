@@ -107,6 +107,8 @@ pub(super) struct Work<'a> {
     pub(super) fatal: Option<Failure>,
     /// What went wrong last with something that is tried again.
     pub(super) trouble: Option<Failure>,
+    /// Why replicas have not acknowledged what their masters have.
+    unreplicated: Option<Failure>,
     /// The masters that something could not be done at, in the last attempt.
     pub(super) stuck: Vec<Address>,
     /// The masters that were asked, in the last attempt; told for clusters.
@@ -162,9 +164,19 @@ impl<'a> Work<'a> {
             done,
             fatal,
             trouble,
+            unreplicated: None,
             stuck,
             asked,
             given_up: Vec::new(),
+        }
+    }
+
+    /// Why it fails, if that was the last that went wrong: masters that answer are not gone because
+    /// replicas don't.
+    pub(super) fn why(&mut self, failure: Failure) -> Failure {
+        match self.unreplicated.take() {
+            Some(unreplicated) if failure.errno == libc::ETIMEDOUT => unreplicated,
+            _ => failure,
         }
     }
 
@@ -340,7 +352,7 @@ impl<'a> Work<'a> {
             }
             Reply::Integer(number) => {
                 let text = format!("{number} of {} replicas have acknowledged", self.replicas);
-                self.trouble = Some(Failure::new(libc::ETIMEDOUT, text));
+                self.unreplicated = Some(Failure::new(libc::ENOSPC, text));
                 Ok(())
             }
             Reply::Error(text) => {
