@@ -54,6 +54,16 @@ const ALONE: &str = "as the only store it is not sound: each swap-in waits for t
      page that is swapped out can be needed to send it. Put it below memory: mkswapfs -t tier \
      --member zmem,limit=SIZE --member remote:PATH,url=URL. To have it alone all the same, use -f";
 
+/// What no mount would take, as far as that is known before the server is asked.
+fn check(options: &RemoteOptions) -> Result<(), &'static str> {
+    match &options.url {
+        RemoteUrl::Redis(redis) if redis.nodes.len() > 1 && !options.cluster => {
+            Err("option 'url': several servers are nodes of one cluster: say cluster=on")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Decides what will be written of a volume of type `remote`: to the export, if there is one, and to
 /// its own image, which comes last.
 ///
@@ -66,6 +76,7 @@ pub(crate) fn plan(request: &FormatRequest) -> Result<Vec<Plan>, Error> {
     let BackendOptions::Remote(options) = typed.backend else {
         return Err(wrong(&"no options of type 'remote'"));
     };
+    check(&options.remote).map_err(|why| wrong(&why))?;
     if !request.force {
         return Err(refusal(request, &options.remote));
     }
@@ -107,6 +118,7 @@ pub(crate) fn plan_member(
     let member = &request.member;
     let image = &member.image;
     let wrong = |why: &dyn std::fmt::Display| Error::new(image.display(), why);
+    check(options).map_err(|why| wrong(&why))?;
     let wanted = match (options.capacity_bytes, member.data_bytes) {
         (Some(capacity), Some(size)) if capacity != size => {
             return Err(wrong(&"size and capacity say different things: leave one of them out"));

@@ -137,7 +137,7 @@ pub(crate) const BUFFER: OptionSpec = OptionSpec {
 fn refuse_misplaced(set: &OptionSet, url: &RemoteUrl) -> Result<(), OptionError> {
     let (keys, why): (&[&'static str], _) = match url {
         RemoteUrl::Redis(_) => (
-            &["layout", "segment", "discard"],
+            &["layout", "segment"],
             "only with an nbd:// address: with redis, each page is an object of its own",
         ),
         RemoteUrl::Nbd(_) => (
@@ -145,15 +145,9 @@ fn refuse_misplaced(set: &OptionSet, url: &RemoteUrl) -> Result<(), OptionError>
             "only with a redis:// address: what an NBD server does with what it is given is set there",
         ),
     };
-    if let Some(key) = keys.iter().find(|key| set.is_given(key)) {
-        return Err(OptionError::Misplaced { key, why });
-    }
-    match url {
-        RemoteUrl::Redis(redis) if redis.nodes.len() > 1 && !set.switch("cluster") => {
-            let why = "several servers are nodes of one cluster: say cluster=on";
-            Err(OptionError::Misplaced { key: "url", why })
-        }
-        _ => Ok(()),
+    match keys.iter().find(|key| set.is_given(key)) {
+        Some(key) => Err(OptionError::Misplaced { key, why }),
+        None => Ok(()),
     }
 }
 

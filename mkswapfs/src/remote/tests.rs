@@ -108,6 +108,7 @@ fn what_is_wrong_with_the_options_comes_first() {
     assert!(refused("").contains("option 'url': must be given"));
     assert!(refused("url=nbd://a,replicas=1").contains("'replicas': only with a redis://"));
     assert!(refused("url=redis://a,layout=log").contains("'layout': only with an nbd://"));
+    assert!(refused("url=redis://a,b").contains("'url': several servers are nodes of one cluster"));
     let mut sizeless = request(&image, "url=redis://a");
     (sizeless.volume_bytes, sizeless.force) = (None, true);
     assert!(format(&sizeless).unwrap_err().to_string().contains("size with -s"));

@@ -102,16 +102,15 @@ impl VolumeImages {
     /// # Errors
     /// As for [`VolumeImages::member_of`].
     pub fn device_again(image: &Image, volume: Uuid) -> Result<MemberDevice, String> {
-        let superblock = image.load_member(volume).map_err(|error| error.to_string());
-        let remote = superblock.ok().and_then(|superblock| {
-            let kind = MemberKind::of(&superblock)?;
-            let options = MemberOptions::parse(kind, &superblock.options).ok()?;
-            Some((options.remote?, superblock.uuid))
-        });
-        match remote {
-            Some((options, stub)) => Elsewhere { options: &options, volume, stub }.later(),
+        match image.load_member(volume) {
+            Ok(stub) if MemberKind::of(&stub) == Some(MemberKind::Remote) => {
+                let options = MemberOptions::parse(MemberKind::Remote, &stub.options);
+                let options = options.map_err(|error| error.to_string())?.remote;
+                let options = options.ok_or("its superblock names no server")?;
+                Elsewhere { options: &options, volume, stub: stub.uuid }.later()
+            }
             // What its superblock says does not matter any more.
-            None => VolumeImages::device_of(image),
+            Ok(_) | Err(_) => VolumeImages::device_of(image),
         }
     }
 }

@@ -309,10 +309,10 @@ impl RedisCluster {
         self.wait_until_ok();
     }
 
-    /// Its address for `url=`: some node.
+    /// Its address for `url=`: some of the nodes.
     #[must_use]
     pub fn url(&self) -> String {
-        self.nodes[0].url()
+        format!("{},127.0.0.1:{}", self.nodes[0].url(), self.nodes[1].port)
     }
 
     /// How many keys the masters have.

@@ -10,12 +10,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use swapfs_format::remote::{RemoteOptions, RemoteUrl, without_secrets};
 use swapfs_format::size::human;
 use swapfsd::remote::redis::{self, Credentials, RemoteVolume, ServerSettings};
 use uuid::Uuid;
 
+/// How long is waited before a stale mark is looked at once more: a volume that is in use makes its
+/// mark fresh more often than that, once the server answers.
+const SECOND_LOOK: Duration = Duration::from_secs(20);
 /// How long a step may take where no image says it.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -82,14 +85,14 @@ pub struct GcReport {
 }
 
 impl Left {
-    fn of(volume: RemoteVolume, now_s: u64, mounted: &[Uuid]) -> Left {
+    fn of(volume: RemoteVolume, mounted: &[Uuid]) -> Left {
         let runs = volume.runs.iter().map(|run| Run {
             run: format!("{:016x}", run.run),
             keys: run.keys,
             bytes: run.bytes,
         });
         let seen = volume.mark.as_ref().map(|mark| mark.seen);
-        let age = seen.map(|seen| now_s.saturating_sub(seen));
+        let age = volume.mark.as_ref().map(|mark| mark.age.as_secs());
         let mounted_here = mounted.contains(&volume.volume);
         Left {
             uuid: volume.volume,
@@ -112,7 +115,7 @@ impl Left {
             (true, _) => "mounted here".to_owned(),
             (false, Some(age)) if self.in_use => format!("in use on {host}, seen {age} s ago"),
             (false, Some(age)) => format!("stale: last seen {} ago on {host}", ago(age)),
-            (false, None) => "no mark says who uses it: name it with --uuid".to_owned(),
+            (false, None) => "no mark says whether it is in use".to_owned(),
         }
     }
 }
@@ -172,16 +175,29 @@ pub fn run(request: &GcRequest) -> Result<GcReport, Failure> {
     let bar = spinner(format!("looking for keys on {url}"));
     let found = redis::list(&settings);
     bar.finish_and_clear();
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mounted = mounted_here();
     let found = found.map_err(failed)?.into_iter();
-    let mut volumes: Vec<Left> = found.map(|one| Left::of(one, now_s, &mounted)).collect();
+    let mut volumes: Vec<Left> = found.map(|one| Left::of(one, &mounted)).collect();
+    let chosen = if request.remove { chosen(&volumes, request)? } else { Vec::new() };
+    if !chosen.is_empty() && !request.force {
+        let bar = spinner("waiting whether somebody says to use them".to_owned());
+        std::thread::sleep(SECOND_LOOK);
+        bar.finish_and_clear();
+    }
     if request.remove {
-        for index in chosen(&volumes, request)? {
+        for index in chosen {
             let volume = &mut volumes[index];
             let (uuid, keys) = (volume.uuid, volume.keys);
+            // Of those that were listed, and only now: removing others has taken its time.
+            let mark = redis::mark_of(&settings, uuid).map_err(failed)?;
+            if !request.force && mark.is_some_and(|mark| mark.age < redis::FRESH) {
+                volume.in_use = true;
+                continue;
+            }
+            let runs = volume.runs.iter().map(|run| u64::from_str_radix(&run.run, 16));
+            let runs = runs.filter_map(Result::ok).collect::<Vec<u64>>();
             let bar = spinner(String::new());
-            let removed = redis::remove(&settings, uuid, None, &mut |done| {
+            let removed = redis::remove(&settings, uuid, &runs, &mut |done| {
                 bar.set_message(format!("removing {uuid}: {done} of {keys} keys"));
             });
             bar.finish_and_clear();
@@ -201,7 +217,7 @@ fn chosen(volumes: &[Left], request: &GcRequest) -> Result<Vec<usize>, Failure> 
     let index = volumes.iter().position(|volume| volume.uuid == uuid);
     let index = index.ok_or_else(|| Failure::new(uuid, "has no keys there: nothing to remove"))?;
     let volume = &volumes[index];
-    if volume.in_use && !request.force {
+    if (volume.in_use || volume.seen_age_s.is_none()) && !request.force {
         let why = format!(
             "{}: its pages would be lost with its keys, so they stay. If it is certain that nobody \
              uses it, say --force",
@@ -282,16 +298,16 @@ mod tests {
     fn left(uuid: u128, seen: Option<u64>, mounted: &[Uuid]) -> Left {
         let mark = seen.map(|seen| Mark {
             host: "a".to_owned(),
-            machine: String::new(),
             boot_id: String::new(),
             run: String::new(),
             pid: 1,
             started: 0,
             seen,
+            age: Duration::from_secs(NOW_S.saturating_sub(seen)),
         });
         let runs = vec![RemoteRun { run: 10, keys: 2, bytes: 8192 }];
         let volume = RemoteVolume { volume: Uuid::from_u128(uuid), runs, mark };
-        Left::of(volume, NOW_S, mounted)
+        Left::of(volume, mounted)
     }
 
     fn request(uuid: Option<u128>, force: bool) -> GcRequest {
@@ -316,11 +332,12 @@ mod tests {
             left(5, Some(NOW_S + 999), &here),
         ];
         assert_eq!(all.each_ref().map(|one| one.in_use), [true, true, false, false, true]);
-        // Where there is no mark, nobody knows: it must be named.
+        // Where there is no mark, nobody knows.
         assert_eq!(chosen(&all, &request(None, false)).unwrap(), [2]);
         assert_eq!(chosen(&all, &request(Some(3), false)).unwrap(), [2]);
-        assert_eq!(chosen(&all, &request(Some(4), false)).unwrap(), [3]);
-        for (uuid, says) in [(1, "mounted here"), (2, "in use on a, seen 59 s ago")] {
+        for (uuid, says) in
+            [(1, "mounted here"), (2, "in use on a, seen 59 s ago"), (4, "no mark says")]
+        {
             let error = chosen(&all, &request(Some(uuid), false)).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("--force"), "{error}");
             assert_eq!(chosen(&all, &request(Some(uuid), true)).unwrap(), [uuid as usize - 1]);
@@ -338,7 +355,7 @@ mod tests {
         let text = report.to_string();
         let says = "2 keys, 8 KiB, of 1 mount; stale: last seen 2 h ago on a: removed, 2 keys\n";
         assert!(text.contains(says), "{text}");
-        assert!(text.ends_with("; no mark says who uses it: name it with --uuid\n"), "{text}");
+        assert!(text.ends_with("; no mark says whether it is in use\n"), "{text}");
         let none = GcReport { url, volumes: Vec::new() };
         assert_eq!(none.to_string(), "redis://a:6379: no volume has anything there\n");
     }

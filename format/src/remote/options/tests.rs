@@ -83,9 +83,7 @@ fn nodes_belong_to_the_address_before_them() {
     // A name that is a key needs its port.
     let error = volume("url=redis://a,cluster").unwrap_err();
     assert_eq!(error, "option 'cluster': no value: write cluster=VALUE");
-    assert!(volume("url=redis://a,cluster:1,cluster=on").is_ok());
-    let error = volume("url=redis://a,b").unwrap_err();
-    assert!(error.starts_with("option 'url': several servers"), "{error}");
+    assert!(volume("url=redis://a,cluster:1").is_ok());
     // Elsewhere an entry without a value is none.
     assert!(volume("url=redis://a,cluster=on,b:2").unwrap_err().contains("'b:2'"));
     assert!(volume("url=nbd://a,b").unwrap_err().contains("'nbd://a,b' is not allowed"));
@@ -103,7 +101,6 @@ fn options_go_with_the_kind_of_address() {
         assert!(error.starts_with(&format!("option '{key}': only with")), "{text}: {error}");
     }
     assert!(member("url=redis://a,segment=1M").unwrap_err().contains("'segment': only with"));
-    assert!(member("url=redis://a,discard=on").unwrap_err().contains("'discard': only with"));
     let error = member("url=nbd://a,layout=linear,segment=1M").unwrap_err();
     assert!(error.contains("only with layout=log"), "{error}");
 }
@@ -162,8 +159,6 @@ fn valid_text() -> impl Strategy<Value = (String, String)> {
             // None of an NBD server.
             auth.filter(|_| url.starts_with("redis")).map(|path| format!("auth={path}")),
             mib.map(|mib| format!("capacity={mib}M")),
-            // Several are nodes of one cluster.
-            (url.starts_with("redis") && url.contains(',')).then(|| "cluster=on".to_owned()),
         ];
         let mut entries: Vec<String> = others.into_iter().flatten().collect();
         entries.insert(at.min(entries.len()), format!("url={url}"));

@@ -3,7 +3,7 @@
 
 use super::failure::{self, Failure};
 use super::link::{Link, Maker, accepted};
-use super::mark::{self, Mark, TTL_MS};
+use super::mark::{self, FRESH, Mark, TTL_MS};
 use super::node::{Node, OBJECT_BYTES};
 use super::reply::Reply;
 use super::settings::ServerSettings;
@@ -189,7 +189,7 @@ pub fn list(settings: &ServerSettings) -> Result<Vec<RemoteVolume>, String> {
     let mut list = Vec::new();
     for volume in volumes {
         let found = mark_of(&mut link, &Names::new(volume, 0), Instant::now() + deadline);
-        let mark = found.map_err(|failure| failure.text)?.map(|(mark, _)| mark);
+        let mark = found.map_err(|failure| failure.text)?;
         let own = runs.iter().filter(|((of, _), _)| *of == volume);
         let own = own.map(|((_, run), (keys, bytes))| RemoteRun {
             run: *run,
@@ -202,12 +202,12 @@ pub fn list(settings: &ServerSettings) -> Result<Vec<RemoteVolume>, String> {
     Ok(list)
 }
 
-/// The mark of a volume, if there is one, and how long ago it was made fresh.
+/// The mark of a volume, if there is one that says how fresh it is.
 pub(super) fn mark_of(
     link: &mut Link,
     names: &Names,
     until: Instant,
-) -> Result<Option<(Mark, Duration)>, Failure> {
+) -> Result<Option<Mark>, Failure> {
     let mut ask = |command: &str| {
         let mut command = redis::cmd(command);
         command.arg(names.mark());
@@ -218,34 +218,50 @@ pub(super) fn mark_of(
     let Value::Int(left_ms) = ask("PTTL")? else {
         return Err(Failure::odd("an odd answer to PTTL"));
     };
-    // One that has no time to live was made by nobody that we know of: it is as good as none.
-    let age_ms = if left_ms < 0 { TTL_MS } else { TTL_MS.saturating_sub(left_ms).max(0) };
-    let age = Duration::from_millis(age_ms.unsigned_abs());
+    if left_ms < 0 {
+        // It is gone by now, or without a time to live: then it says nothing.
+        return Ok(None);
+    }
+    let age = Duration::from_millis(TTL_MS.saturating_sub(left_ms).max(0).unsigned_abs());
     mark.seen = mark::now_seconds().saturating_sub(age.as_secs());
-    Ok(Some((mark, age)))
+    mark.age = age;
+    Ok(Some(mark))
 }
 
-/// Removes what a volume has on the servers: all but one run, or with `None` everything, its mark
-/// too. Tells from time to time how many objects are gone, and answers how many were. Each step
-/// keeps to the settings' deadline.
+/// The mark of a volume now, if there is one that says how fresh it is.
+///
+/// # Errors
+/// Why not, for a message.
+pub fn mark(settings: &ServerSettings, volume: Uuid) -> Result<Option<Mark>, String> {
+    let mut link = link(settings)?;
+    mark_of(&mut link, &Names::new(volume, 0), Instant::now() + settings.deadline)
+        .map_err(|failure| failure.text)
+}
+
+/// Removes what these runs of a volume have on the servers, and then its mark, unless that is fresh.
+/// Tells from time to time how many objects are gone, and answers how many were. Each step keeps to
+/// the settings' deadline.
 ///
 /// # Errors
 /// Why not, for a message; some may be gone.
 pub fn remove(
     settings: &ServerSettings,
     volume: Uuid,
-    keep_run: Option<u64>,
+    runs: &[u64],
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, String> {
     let mut link = link(settings)?;
-    let wanted = |run, _| Some(run) != keep_run;
-    let removed = sweep(&mut link, volume, settings.deadline, &wanted, None, progress)
-        .map_err(|failure| failure.text)?;
-    if keep_run.is_none() {
-        remove_mark(&mut link, &Names::new(volume, 0), settings.deadline)
-            .map_err(|failure| failure.text)?;
-    }
-    Ok(removed)
+    let names = Names::new(volume, 0);
+    let wanted = |run, _| runs.contains(&run);
+    let mut all = || {
+        let removed = sweep(&mut link, volume, settings.deadline, &wanted, None, progress)?;
+        let mark = mark_of(&mut link, &names, Instant::now() + settings.deadline)?;
+        if mark.is_none_or(|mark| mark.age >= FRESH) {
+            remove_mark(&mut link, &names, settings.deadline)?;
+        }
+        Ok(removed)
+    };
+    all().map_err(|failure: Failure| failure.text)
 }
 
 /// Removes the mark that a volume is in use.

@@ -15,9 +15,6 @@ pub(super) const TTL_MS: i64 = 10 * 365 * 24 * 3600 * 1000;
 pub struct Mark {
     /// The machine's name.
     pub host: String,
-    /// Its number, as `/etc/machine-id`; empty if it has none.
-    #[serde(default)]
-    pub machine: String,
     /// Of this start of the machine, as `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
     /// The run, as 16 hex digits.
@@ -29,6 +26,9 @@ pub struct Mark {
     /// When it last made this fresh, in seconds since 1970, by the clock of who looks.
     #[serde(skip)]
     pub seen: u64,
+    /// How long ago that was, by the server's clock.
+    #[serde(skip)]
+    pub age: Duration,
 }
 
 /// Seconds since 1970.
@@ -43,41 +43,12 @@ impl Mark {
         let now = now_seconds();
         Mark {
             host: read("/proc/sys/kernel/hostname"),
-            machine: read("/etc/machine-id"),
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             run: format!("{run:016x}"),
             pid: std::process::id(),
             started: now,
             seen: now,
+            age: Duration::ZERO,
         }
-    }
-
-    /// Whether a mark of that age was left by an earlier mount on this machine, which is certainly
-    /// over: it was not unmounted, or its mark would not be there; nobody has made that fresh for a
-    /// while; and who asks has the stub's lock.
-    pub(super) fn follows(&self, before: &Mark, age: Duration) -> bool {
-        let is_ours = !self.machine.is_empty() && before.machine == self.machine;
-        is_ours && age >= FRESH && before.run != self.run
-    }
-
-    pub(super) fn run_number(&self) -> Option<u64> {
-        u64::from_str_radix(&self.run, 16).ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_mount_of_this_machine_that_is_over_is_followed() {
-        let before = Mark { machine: "m".to_owned(), ..Mark::own(1) };
-        let own = Mark { run: format!("{:016x}", 2), ..before.clone() };
-        assert!(own.follows(&before, FRESH));
-        assert!(!own.follows(&before, FRESH - Duration::from_millis(1)));
-        assert!(!own.follows(&Mark { machine: "n".to_owned(), ..before.clone() }, FRESH));
-        assert!(!before.follows(&before, FRESH));
-        let nowhere = Mark { machine: String::new(), ..own };
-        assert!(!nowhere.follows(&Mark { machine: String::new(), ..before }, FRESH));
     }
 }

@@ -31,7 +31,7 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-pub use gc::{RemoteRun, RemoteVolume, list, remove};
+pub use gc::{RemoteRun, RemoteVolume, list, mark as mark_of, remove};
 pub use mark::{FRESH, Mark};
 pub use settings::{Credentials, RedisSettings, ServerSettings};
 
@@ -62,6 +62,10 @@ const MAX_LEADERS: usize = 4;
 /// How long an attempt may take that others travel with: one master of a cluster that hangs holds up
 /// those who want something of the others no longer. An attempt alone has as much at least.
 const TOGETHER: Duration = ATTEMPT;
+/// With less time than that, or that part of the deadline, another attempt is not begun: it could not
+/// tell more than the last one has.
+const SHORT: Duration = Duration::from_millis(250);
+const SHORT_PART: u32 = 8;
 /// How often removing everything is tried.
 const CLEAR_ATTEMPTS: u32 = 4;
 /// A master that has failed for a whole deadline is tried that often.
@@ -231,6 +235,7 @@ impl Shared {
         until: Instant,
     ) -> Result<(), Failure> {
         let mut pause = PAUSE.0;
+        let short = SHORT.min(self.settings.server.deadline / SHORT_PART);
         work.given_up = self.given_up();
         loop {
             // A link would be closed for what is ours to answer for.
@@ -257,7 +262,7 @@ impl Shared {
             count(&self.counters.retries, 1);
             std::thread::sleep(pause.min(until - now));
             pause = (2 * pause).min(PAUSE.1);
-            if Instant::now() >= until {
+            if Instant::now() + short >= until {
                 self.hopeless(work, started);
                 return Err(trouble);
             }
@@ -282,6 +287,7 @@ impl Shared {
     /// Does what it can of a request over a link, until then.
     fn attempt(&self, mut link: Link, work: &mut Work<'_>, until: Instant) {
         let begun = Instant::now();
+        work.begin_attempt();
         match link.exchange(work, until) {
             Ok(()) => self.pool.give(link),
             Err(failure) => {
@@ -501,7 +507,7 @@ impl ObjectStore for RedisStore {
         let _path = NetworkPath::enter();
         let shared = &*self.shared;
         shared.ask();
-        let checked = shared.write_mark().and_then(|()| {
+        let checked = shared.check_mark().and_then(|()| {
             if shared.policy_told.swap(true, Ordering::Relaxed) {
                 return Ok(());
             }

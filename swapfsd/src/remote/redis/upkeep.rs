@@ -1,17 +1,17 @@
-//! What a store does beside its requests: the mark that the volume is in use is kept fresh, and what
-//! an earlier mount has left is removed.
+//! The mark that the volume is in use is kept fresh.
 //!
-//! The mark is a text that is written once; how fresh it is its time to live tells, which is set anew
-//! all the time. That needs no memory of the server, so a full one takes it, and it is the server's
-//! clock that counts.
+//! It is a text that is written once; how fresh it is its time to live tells, which is set anew all the
+//! time. That needs no memory of the server, so a full one takes it, and it is the server's clock that
+//! counts.
 
+use super::Shared;
 use super::failure::Failure;
 use super::link::{Link, accepted};
 use super::mark::{Mark, TTL_MS};
-use super::{Shared, gc};
 use crate::sys::network_heap::NetworkPath;
 use log::info;
 use redis::Value;
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 /// How often the mark is made fresh.
@@ -30,15 +30,11 @@ pub(super) struct Upkeep {
 pub(super) struct OwnMark {
     mark: Mark,
     is_written: bool,
-    /// It was looked what was there before.
-    has_looked: bool,
-    /// The run of an earlier mount that is over, whose objects may be there still.
-    left_run: Option<u64>,
 }
 
 impl OwnMark {
     pub(super) fn new(run: u64) -> OwnMark {
-        OwnMark { mark: Mark::own(run), is_written: false, has_looked: false, left_run: None }
+        OwnMark { mark: Mark::own(run), is_written: false }
     }
 }
 
@@ -54,23 +50,12 @@ impl Shared {
             state = self.turn.wait(state);
         }
         drop(state);
-        let mut marked = self.keep_fresh();
-        let left = self.mark.lock().as_mut().and_then(|own| own.left_run.take());
-        if let Some(run) = left {
-            let removed = self.remove_run(run, &mut || {
-                if marked.elapsed() >= INTERVAL {
-                    marked = self.keep_fresh();
-                }
-            });
-            match removed {
-                Ok(0) => {}
-                Ok(keys) => info!("remote: {keys} objects of an earlier mount were removed"),
-                Err(failure) => info!("remote: objects of an earlier mount are left: {failure}"),
-            }
-        }
         loop {
+            if let Err(failure) = self.write_mark() {
+                info!("remote: the mark that the volume is in use was not written: {failure}");
+            }
             let mut state = self.upkeep.lock();
-            let until = marked + INTERVAL;
+            let until = Instant::now() + INTERVAL;
             loop {
                 if state.stopped {
                     return;
@@ -81,23 +66,30 @@ impl Shared {
                 }
                 state = self.turn.wait_timeout(state, left);
             }
-            drop(state);
-            marked = self.keep_fresh();
         }
-    }
-
-    /// Makes the mark fresh; answers when that was done.
-    fn keep_fresh(&self) -> Instant {
-        if let Err(failure) = self.write_mark() {
-            info!("remote: the mark that the volume is in use was not written: {failure}");
-        }
-        Instant::now()
     }
 
     /// Makes the mark fresh, and writes it where that was not done yet.
     pub(super) fn write_mark(&self) -> Result<(), Failure> {
-        // Held meanwhile, so that a mark that was removed is not written again.
-        let mut own = self.mark.lock();
+        self.write_own(self.mark.lock())
+    }
+
+    /// The same; but if somebody is at it already, it is only looked whether the servers answer.
+    pub(super) fn check_mark(&self) -> Result<(), Failure> {
+        match self.mark.try_lock() {
+            Some(own) => self.write_own(own),
+            None => {
+                let mut ping = redis::cmd("GET");
+                ping.arg(self.names.mark());
+                self.over_link(&mut |link, until| {
+                    link.command(&ping, until).and_then(accepted).map(drop)
+                })
+            }
+        }
+    }
+
+    /// The lock is held meanwhile, so that a mark that was removed is not written again.
+    fn write_own(&self, mut own: MutexGuard<'_, Option<OwnMark>>) -> Result<(), Failure> {
         let Some(own) = own.as_mut() else { return Ok(()) };
         let text =
             serde_json::to_string(&own.mark).map_err(|error| Failure::odd(error.to_string()))?;
@@ -107,20 +99,20 @@ impl Shared {
         refresh.arg(self.names.mark()).arg(TTL_MS);
         let ask = |link: &mut Link, command, until| link.command(command, until).and_then(accepted);
         self.over_link(&mut |link, until| {
-            if own.is_written && ask(link, &refresh, until)? == Value::Int(1) {
+            let is_fresh = |link: &mut Link| match ask(link, &refresh, until) {
+                Ok(answer) => Ok(answer == Value::Int(1)),
+                // Who may not do that can still write it anew, if there is room.
+                Err(failure) if failure.errno == libc::EACCES && link.is_open() => Ok(false),
+                Err(failure) => Err(failure),
+            };
+            if own.is_written && is_fresh(link)? {
                 return Ok(());
-            }
-            if !own.has_looked {
-                own.left_run = gc::mark_of(link, &self.names, until)?.and_then(|(before, age)| {
-                    own.mark.follows(&before, age).then(|| before.run_number()).flatten()
-                });
-                own.has_looked = true;
             }
             match ask(link, &write, until) {
                 Ok(_) => own.is_written = true,
                 // There is no room for it: one of an earlier process does as well.
                 Err(failure) if failure.errno == libc::ENOSPC => {
-                    if ask(link, &refresh, until)? != Value::Int(1) {
+                    if !is_fresh(link)? {
                         return Err(failure);
                     }
                 }
@@ -128,20 +120,5 @@ impl Shared {
             }
             Ok(())
         })
-    }
-
-    fn remove_run(&self, run: u64, meanwhile: &mut dyn FnMut()) -> Result<u64, Failure> {
-        let deadline = self.settings.server.deadline;
-        let mut link = self.pool.take(Instant::now() + deadline)?;
-        let begun = Instant::now();
-        let wanted = |of, _| of == run;
-        let progress = &mut |_| meanwhile();
-        let volume = self.settings.volume;
-        let swept = gc::sweep(&mut link, volume, deadline, &wanted, Some(run), progress);
-        match &swept {
-            Ok(_) => self.pool.give(link),
-            Err(failure) => self.give_or_lose(link, begun, failure),
-        }
-        swept
     }
 }

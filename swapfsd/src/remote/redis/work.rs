@@ -171,11 +171,17 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Why it fails, if that was the last that went wrong: masters that answer are not gone because
-    /// replicas don't.
+    /// What went wrong before counts no more.
+    pub(super) fn begin_attempt(&mut self) {
+        (self.trouble, self.unreplicated) = (None, None);
+        self.stuck.clear();
+    }
+
+    /// Why it fails: masters that have all answered, the last time that they were asked, are not gone
+    /// because replicas don't.
     pub(super) fn why(&mut self, failure: Failure) -> Failure {
         match self.unreplicated.take() {
-            Some(unreplicated) if failure.errno == libc::ETIMEDOUT => unreplicated,
+            Some(unreplicated) if self.trouble.is_none() && self.stuck.is_empty() => unreplicated,
             _ => failure,
         }
     }
