@@ -32,8 +32,9 @@ const SLACK: Duration = Duration::from_secs(2);
 const UNDISTURBED: Duration = Duration::from_millis(900);
 /// The slot of the page that stays in memory: beyond those of the load.
 const HOT_SLOT: u64 = SLOTS + 100;
-/// A top that pages leave at once, but with room for as many again.
-const ROOMY_TOP: &str = "limit=64M,reserve=4M,high=6,low=3,probe=1";
+/// A top that pages leave at once, but with room for all of them, and for what the compactor has not
+/// got at yet where nothing goes down.
+const ROOMY_TOP: &str = "limit=128M,reserve=4M,high=3,low=2,probe=1";
 
 fn programs() -> Programs {
     Programs::new(env!("CARGO_BIN_EXE_programs"))

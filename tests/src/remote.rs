@@ -194,7 +194,12 @@ impl Load {
         match result {
             Ok(()) => possible.clear(),
             // Refused: it may be there or not, and the kernel keeps the page.
-            Err(_) => outcome.write_errors += 1,
+            Err(error) => {
+                if outcome.write_errors == 0 {
+                    println!("the first write that was refused, of slot {slot}: {error}");
+                }
+                outcome.write_errors += 1;
+            }
         }
         possible.push(generation);
     }

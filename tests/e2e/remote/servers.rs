@@ -2,6 +2,7 @@
 
 use super::{EXPORT_BYTES, Loaded, Shape, UNDISTURBED, cannot, pause, until};
 use std::time::{Duration, Instant};
+use swapfs_tests::mounted::wait_until;
 use swapfs_tests::servers::nbd::{NBDKIT, NbdkitSetup, Plugin};
 use swapfs_tests::servers::redis::PROGRAMS as REDIS;
 use swapfs_tests::servers::{RedisCluster, RedisServer};
@@ -55,7 +56,7 @@ fn a_server_comes_back_empty() {
         assert!(lost.wrong.is_empty(), "{:#?}", lost.wrong);
         println!("{} of {} pages were lost", lost.read_errors, lost.reads);
         loaded.is_well_again("after the server was empty");
-        assert!(server.keys() > 100, "the server is used again");
+        wait_until("the server to be used again", || server.keys() > 100);
         loaded.end();
         assert_eq!(server.keys(), 0, "keys are left behind");
     }
