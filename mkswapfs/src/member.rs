@@ -1,6 +1,7 @@
 //! The members of a `tier` volume: what `--member` says, and from that to a superblock.
 
 use crate::plan::{self, Plan, Preallocate};
+use crate::target::Target;
 use crate::{Error, Formatted, Progress};
 use crate::{remote, target};
 use std::fmt;
@@ -188,19 +189,30 @@ pub(crate) fn plan_member(request: &MemberRequest) -> Result<Vec<Plan>, Error> {
     superblock.member_order = request.order;
     superblock.options.clone_from(options);
     superblock.erase_block_bytes = erase_block_bytes as u32;
+    Ok(vec![plan_own(request, superblock, target)?])
+}
+
+/// What will be written to a member's own image, whose superblock lacks only its time.
+pub(crate) fn plan_own(
+    request: &MemberRequest,
+    mut superblock: Superblock,
+    target: Target,
+) -> Result<Plan, Error> {
+    let image = &request.member.image;
+    let wrong = |why: &dyn fmt::Display| Error::new(image.display(), why);
     superblock.created_unix_s = plan::creation_time(&superblock, target.image.as_ref());
     superblock.encode().map_err(|error| wrong(&error))?;
     if let Some(why) = member_flaw(&superblock) {
         return Err(wrong(&why));
     }
-    Ok(vec![Plan {
+    Ok(Plan {
         image: image.clone(),
         create: target.image.is_none(),
         superblock,
         preallocate: request.preallocate,
         target: target.image,
         export: None,
-    }])
+    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::export::Export;
-use crate::member::MemberRequest;
+use crate::member::{MemberRequest, plan_own};
 use crate::plan::{self, FormatRequest, Plan, Preallocate};
 use crate::target;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use swapfs_format::geometry::Geometry;
 use swapfs_format::member::{MemberKind, MemberOptions, capacity_bytes};
 use swapfs_format::remote::{RemoteLayout, RemoteOptions, RemoteUrl};
 use swapfs_format::superblock::Superblock;
-use swapfs_format::types::{BackendOptions, REMOTE};
+use swapfs_format::types::{BackendOptions, REMOTE, SegmentDiscard};
 use swapfs_format::{PAGE_BYTES, size};
 use swapfsd::image::member_flaw;
 use uuid::Uuid;
@@ -119,6 +119,11 @@ pub(crate) fn plan_member(
     let image = &member.image;
     let wrong = |why: &dyn std::fmt::Display| Error::new(image.display(), why);
     check(options).map_err(|why| wrong(&why))?;
+    if options.layout == RemoteLayout::Objects && typed.discard != SegmentDiscard::Auto {
+        return Err(wrong(
+            &"option 'discard': only with an nbd:// address: what nobody needs is removed anyway",
+        ));
+    }
     let wanted = match (options.capacity_bytes, member.data_bytes) {
         (Some(capacity), Some(size)) if capacity != size => {
             return Err(wrong(&"size and capacity say different things: leave one of them out"));
@@ -139,19 +144,7 @@ pub(crate) fn plan_member(
     superblock.volume_uuid = request.volume;
     superblock.member_order = request.order;
     superblock.options.clone_from(&member.options);
-    superblock.created_unix_s = plan::creation_time(&superblock, target.image.as_ref());
-    superblock.encode().map_err(|error| wrong(&error))?;
-    if let Some(why) = member_flaw(&superblock) {
-        return Err(wrong(&why));
-    }
-    let stub = Plan {
-        image: image.clone(),
-        create: target.image.is_none(),
-        superblock,
-        preallocate: request.preallocate,
-        target: target.image,
-        export: None,
-    };
+    let stub = plan_own(request, superblock, target)?;
     stub.fits()?;
     Ok(export.into_iter().chain([stub]).collect())
 }

@@ -135,6 +135,7 @@ fn a_stub_is_a_member() {
     assert!(refused("url=redis://a,capacity=1G,size=2G").contains("say different things"));
     assert!(refused("url=redis://a,size=8K").contains("too small for a member"));
     assert!(refused("url=redis://a,capacity=1G,segment=1M").contains("'segment': only with"));
+    assert!(refused("url=redis://a,capacity=1G,discard=on").contains("'discard': only with"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 
     let formatted = format(&tier("url=redis://a,b,cluster=on,size=256M,rate=1M")).unwrap();
